@@ -1,0 +1,202 @@
+"""Every error that PyFunQ raises or records, under one root.
+
+Each class says three things that callers act on: a stable `code`, whose `fault` it is, and whether the same
+request can succeed later (`retryable`). The message never holds input values or secrets.
+"""
+
+from typing import ClassVar, Literal
+
+Fault = Literal["caller", "model", "operator", "dependency"]
+
+
+class PyFunQError(Exception):
+    """Something went wrong in PyFunQ."""
+
+    code: ClassVar[str] = "internal"
+    fault: ClassVar[Fault] = "operator"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+# What the caller sent.
+
+
+class InvalidInput(PyFunQError):
+    """The input is not what the model takes."""
+
+    code = "invalid_input"
+    fault = "caller"
+
+    def __init__(self, message: str | None = None, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class InputTooLarge(InvalidInput):
+    """The input is larger than PYFUNQ_MAX_INPUT_BYTES allows."""
+
+    code = "input_too_large"
+
+
+class InvalidModelURI(PyFunQError):
+    """This is not a model URI; use models:/<name>/<version or stage>, models:/<name>@<alias>, models:/<name>/latest."""
+
+    code = "invalid_model_uri"
+    fault = "caller"
+
+
+class ModelNotAllowed(PyFunQError):
+    """The operator does not allow this model URI (PYFUNQ_ALLOWED_MODELS)."""
+
+    code = "model_not_allowed"
+    fault = "caller"
+
+
+class UnknownJob(PyFunQError):
+    """There is no such job."""
+
+    code = "unknown_job"
+    fault = "caller"
+
+
+class UnknownBatch(PyFunQError):
+    """There is no such batch."""
+
+    code = "unknown_batch"
+    fault = "caller"
+
+
+class FileUnreadable(PyFunQError):
+    """The file is missing, damaged or not in the format that its name says."""
+
+    code = "file_unreadable"
+    fault = "caller"
+
+
+# The model.
+
+
+class ModelNotFound(PyFunQError):
+    """The registry has no such model, version, stage or alias."""
+
+    code = "model_not_found"
+    fault = "caller"
+
+
+class ModelNotLoadable(PyFunQError):
+    """The model's files are there, but it cannot be loaded."""
+
+    code = "model_not_loadable"
+    fault = "model"
+
+
+class ModelRaised(PyFunQError):
+    """The model raised an exception while predicting."""
+
+    code = "model_raised"
+    fault = "model"
+
+
+class InvalidOutput(PyFunQError):
+    """The model returned something that cannot be stored as predictions of these rows."""
+
+    code = "invalid_output"
+    fault = "model"
+
+
+# How a job ended, for those who asked for its result.
+
+
+class JobFailed(PyFunQError):
+    """The job failed."""
+
+    code = "job_failed"
+    fault = "caller"
+
+    def __init__(self, message: str | None = None, *, error_code: str | None = None) -> None:
+        super().__init__(message)
+        self.error_code = error_code
+
+
+class JobCancelled(JobFailed):
+    """The job was cancelled."""
+
+    code = "job_cancelled"
+
+
+class JobExpired(JobFailed):
+    """The job's deadline passed before a worker took it."""
+
+    code = "job_expired"
+
+
+class JobDead(JobFailed):
+    """The job took its worker down too often."""
+
+    code = "job_dead"
+    fault = "model"
+
+
+class WaitTimeout(PyFunQError, TimeoutError):
+    """The job was not finished in time; it goes on."""
+
+    code = "wait_timeout"
+    fault = "dependency"
+    retryable = True
+
+
+# What PyFunQ stands on.
+
+
+class LedgerUnavailable(PyFunQError):
+    """Postgres cannot be reached; nothing was accepted."""
+
+    code = "ledger_unavailable"
+    fault = "dependency"
+    retryable = True
+
+
+class QueueUnavailable(PyFunQError):
+    """Redis cannot be reached."""
+
+    code = "queue_unavailable"
+    fault = "dependency"
+    retryable = True
+
+
+class RegistryUnavailable(PyFunQError):
+    """The MLflow server cannot be reached."""
+
+    code = "registry_unavailable"
+    fault = "dependency"
+    retryable = True
+
+
+class NotConfigured(PyFunQError):
+    """An address is missing; set it, or start everything on this machine with `pyfunq up`."""
+
+    code = "not_configured"
+
+
+class MigrationNeeded(PyFunQError):
+    """The database's tables are older than this program; run `pyfunq migrate`."""
+
+    code = "migration_needed"
+
+
+class ServerFailed(PyFunQError):
+    """A server or program on this machine did not start or ended by itself."""
+
+    code = "server_failed"
+
+
+class AlreadyRunning(PyFunQError):
+    """Another PyFunQ uses this state directory."""
+
+    code = "already_running"

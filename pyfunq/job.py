@@ -1,0 +1,110 @@
+"""The words of a job's life: its statuses, the legal transitions, and the job and batch as callers see them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+
+class JobStatus(StrEnum):
+    """Where a job is. Each member says what becomes of such a job when a process crashes."""
+
+    QUEUED = "queued"
+    """Committed, waiting for a worker. After any crash it is still there; rescue publishes it again."""
+    RUNNING = "running"
+    """Claimed by a worker. If the worker dies, rescue puts it back to `queued`, or to `dead` after `max_attempts`."""
+    SUCCEEDED = "succeeded"
+    """Its result is committed. Final."""
+    FAILED = "failed"
+    """Its own fault (input, model) or a permanent error; the error is committed. Final."""
+    CANCELLED = "cancelled"
+    """The caller withdrew it; a result that arrives later is not committed. Final."""
+    EXPIRED = "expired"
+    """Its deadline passed before a worker took it; it was never predicted. Final."""
+    DEAD = "dead"
+    """It ran out of attempts because its workers died. Final, and kept with its input so that it can be replayed."""
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.EXPIRED}),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.QUEUED, JobStatus.DEAD}
+    ),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+    JobStatus.EXPIRED: frozenset(),
+    JobStatus.DEAD: frozenset(),
+}
+
+
+class Lane(StrEnum):
+    """A Redis queue. A worker that takes both serves `interactive` first."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobError:
+    """Why a job did not succeed: a stable code (see `pyfunq.errors`) and a text without input values."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One prediction request as the ledger knows it. Times are aware and in UTC."""
+
+    id: UUID
+    status: JobStatus
+    model_uri: str
+    lane: Lane
+    rows: int
+    attempt: int
+    max_attempts: int
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    expires_at: datetime | None = None
+    model_name: str | None = None
+    model_version: str | None = None
+    run_id: str | None = None
+    experiment_id: str | None = None
+    worker: str | None = None
+    batch_id: UUID | None = None
+    error: JobError | None = None
+
+    @property
+    def is_final(self) -> bool:
+        return self.status.is_final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A backlog: many jobs under one id, each with a slice of its rows. Counts are of jobs, `rows` of rows."""
+
+    id: UUID
+    model_uri: str
+    created_at: datetime
+    submitted_at: datetime | None
+    """When its last job was committed; None while it is being submitted."""
+    error: JobError | None
+    """Why submitting it stopped early; its queued jobs were cancelled then."""
+    jobs: int
+    rows: int
+    rows_finished: int
+    counts: dict[JobStatus, int]
+
+    @property
+    def finished(self) -> int:
+        return sum(n for status, n in self.counts.items() if status.is_final)
+
+    @property
+    def is_final(self) -> bool:
+        return (self.submitted_at is not None or self.error is not None) and self.finished == self.jobs

@@ -1,0 +1,95 @@
+"""One frozen value with everything that can be configured, read from PYFUNQ_* by the programs' entry points."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import platformdirs
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from pyfunq.errors import NotConfigured
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Build it once, at a program's entry point, and pass it down; nothing reads the environment later."""
+
+    model_config = SettingsConfigDict(env_prefix="PYFUNQ_", frozen=True, extra="ignore", populate_by_name=True)
+
+    home: Path = Field(default_factory=lambda: default_home())
+    """State directory of the embedded servers, the artifact cache and the logs."""
+    database_url: SecretStr | None = None
+    """postgresql://user:password@host/name; also a socket: postgresql://user@/name?host=/directory."""
+    redis_url: SecretStr | None = None
+    """redis://:password@host:port/0, or rediss:// for TLS."""
+    mlflow_tracking_uri: str | None = Field(
+        default=None, validation_alias=AliasChoices("PYFUNQ_MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI")
+    )
+
+    allowed_models: Annotated[tuple[str, ...], NoDecode] = ("models:/*",)
+    """Comma-separated patterns (`*` and `?`) of model URIs that may be asked for; `runs:/` needs one of its own."""
+    max_input_bytes: int = Field(default=10 * MIB, gt=0)
+    """The largest encoded input of one job."""
+    chunk_rows: int = Field(default=10_000, gt=0)
+    """Rows per job of a batch, fewer where they would exceed max_input_bytes."""
+    max_attempts: int = Field(default=3, gt=0, le=100)
+    """How often a job may be taken before it is `dead`."""
+
+    batch_max_rows: int = Field(default=10_000, gt=0)
+    """A micro-batch ends with the job that reaches this many rows."""
+    batch_max_jobs: int = Field(default=1_000, gt=0)
+    batch_max_bytes: int = Field(default=32 * MIB, gt=0)
+
+    registry_watch_seconds: float = Field(default=5.0, gt=0)
+    rescue_seconds: float = Field(default=5.0, gt=0)
+    heartbeat_seconds: float = Field(default=5.0, gt=0)
+    stale_seconds: float = Field(default=20.0, gt=0)
+    """A worker process whose heartbeat is older than this is taken for dead."""
+    publish_grace_seconds: float = Field(default=10.0, gt=0)
+    """A queued job younger than this is not published again."""
+
+    model_cache_count: int = Field(default=10, gt=0)
+    model_cache_bytes: int = Field(default=4096 * MIB, gt=0)
+    """Bounds of one process's model cache; the size of a model is that of its files."""
+    load_failure_seconds: float = Field(default=10.0, ge=0)
+    """For this long a model that could not be loaded is not tried again."""
+    confidence: bool = False
+    """Record predict_proba's largest value per row where the model has it (per model: tag `pyfunq.confidence`)."""
+
+    concurrency: int | None = Field(default=None, gt=0)
+    """Worker processes; the default is one a core."""
+    task_time_limit_seconds: int = Field(default=600, gt=0)
+    drain_seconds: int = Field(default=25, gt=0)
+
+    flower_user: str = "pyfunq"
+    flower_password: SecretStr | None = None
+
+    @field_validator("allowed_models", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+
+    @cached_property
+    def database(self) -> str:
+        return self._required("database_url", "PYFUNQ_DATABASE_URL")
+
+    @cached_property
+    def redis(self) -> str:
+        return self._required("redis_url", "PYFUNQ_REDIS_URL")
+
+    @cached_property
+    def mlflow(self) -> str:
+        return self._required("mlflow_tracking_uri", "MLFLOW_TRACKING_URI")
+
+    def _required(self, field: str, variable: str) -> str:
+        value = getattr(self, field)
+        if value is None:
+            raise NotConfigured(f"{variable} is not set; set it, or start everything on this machine with `pyfunq up`")
+        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def default_home() -> Path:
+    """The platform's state directory; for root the system's, which PostgreSQL's own user can reach."""
+    return platformdirs.PlatformDirs("pyfunq", appauthor=False, use_site_for_root=True).user_state_path

@@ -1,0 +1,1 @@
+"""The program that takes jobs out: claims, predicts, records."""
