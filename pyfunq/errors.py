@@ -117,7 +117,7 @@ class JobFailed(PyFunQError):
     """The job failed."""
 
     code = "job_failed"
-    fault = "caller"
+    fault: ClassVar[Fault] = "caller"
 
     def __init__(self, message: str | None = None, *, error_code: str | None = None) -> None:
         super().__init__(message)

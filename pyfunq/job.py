@@ -64,7 +64,7 @@ class Job:
     id: UUID
     status: JobStatus
     model_uri: str
-    lane: Lane
+    lane: str
     rows: int
     attempt: int
     max_attempts: int

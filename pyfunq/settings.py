@@ -1,6 +1,5 @@
 """One frozen value with everything that can be configured, read from PYFUNQ_* by the programs' entry points."""
 
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,9 @@ MIB = 1024 * 1024
 class Settings(BaseSettings):
     """Build it once, at a program's entry point, and pass it down; nothing reads the environment later."""
 
-    model_config = SettingsConfigDict(env_prefix="PYFUNQ_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="PYFUNQ_", frozen=True, extra="ignore", populate_by_name=True
+    )
 
     home: Path = Field(default_factory=lambda: default_home())
     """State directory of the embedded servers, the artifact cache and the logs."""
@@ -71,22 +72,24 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
 
-    @cached_property
+    @property
     def database(self) -> str:
         return self._required("database_url", "PYFUNQ_DATABASE_URL")
 
-    @cached_property
+    @property
     def redis(self) -> str:
         return self._required("redis_url", "PYFUNQ_REDIS_URL")
 
-    @cached_property
+    @property
     def mlflow(self) -> str:
         return self._required("mlflow_tracking_uri", "MLFLOW_TRACKING_URI")
 
     def _required(self, field: str, variable: str) -> str:
         value = getattr(self, field)
         if value is None:
-            raise NotConfigured(f"{variable} is not set; set it, or start everything on this machine with `pyfunq up`")
+            raise NotConfigured(
+                f"{variable} is not set; set it, or start everything on this machine with `pyfunq up`"
+            )
         return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 

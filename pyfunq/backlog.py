@@ -1,0 +1,284 @@
+"""Backlogs: files, frames and iterables of frames, checked and cut into jobs' inputs in constant memory."""
+
+import gzip
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyfunq.errors import FileUnreadable, InputTooLarge, InvalidInput, NotConfigured
+from pyfunq.inputs import EncodedInput, as_table, check_names, encode_params, encode_table
+from pyfunq.signature import Signature, arrow_type, cast_values, may_be_absent
+from pyfunq.text_files import Tables, open_csv, open_jsonl
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BLOCK_ROWS = 16_384
+BLOCK_BYTES = 32 * 1024 * 1024
+"""Parquet is read in blocks of about this many rows or bytes, whichever is less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Rows to be predicted. A file's were all checked; those of an iterable are checked as they come."""
+
+    rows: int | None
+    """None for an iterable."""
+    _tables: Tables
+    _signature: Signature | None
+
+    def chunks(
+        self, chunk_rows: int, max_bytes: int, params: Mapping[str, Any] | None = None
+    ) -> Iterator[EncodedInput]:
+        """Inputs of `chunk_rows` rows, the last with the rest; fewer where they would exceed `max_bytes`.
+
+        A backlog made from an iterator can be read once. Raises InvalidInput for rows that do not fit the
+        signature, InputTooLarge for a row that is too large alone, FileUnreadable if the file was changed.
+        """
+        encoded_params = encode_params(params)
+        row = 1
+        for table in _rechunked(self._tables(), chunk_rows):
+            fitting = table if self._signature is None else self._signature.conform_arrow(table)
+            yield from _encoded(fitting, encoded_params, max_bytes, row)
+            row += table.num_rows
+        if row == 1:
+            raise InvalidInput("the input has no rows")
+
+
+def open_backlog(source: Any, *, signature: Signature | None = None) -> Backlog:
+    """Checks a backlog before anything of it is submitted.
+
+    `source`: the path of a .parquet, .pq, .csv, .jsonl or .ndjson file (the last three also with .gz), a
+    pandas DataFrame, a pyarrow Table or RecordBatch, or an iterable of these. CSV and JSONL are scanned whole in
+    constant memory, so that their columns have the same types in all chunks: those of the signature, else the
+    narrowest that hold all values (int64, double, boolean or string; for JSONL also nested ones).
+
+    Raises FileUnreadable, and InvalidInput for content that does not fit the signature.
+    """
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise NotConfigured("backlogs need pyarrow: pip install 'pyfunq[analytics]'") from None
+    if isinstance(source, str | os.PathLike):
+        return _open_file(Path(source), signature)
+    if not hasattr(source, "columns"):
+        if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
+            raise InvalidInput(
+                "a backlog is a path, a DataFrame, an Arrow table or an iterable of these, "
+                f"got {type(source).__name__}"
+            )
+        return Backlog(None, lambda: _frames(source), signature)
+    table = as_table(source)
+    if not table.num_rows:
+        raise InvalidInput("the input has no rows")
+    if signature is not None:
+        table = signature.conform_arrow(table)
+    return Backlog(table.num_rows, lambda: iter((table,)), signature)
+
+
+def check_file(path: str | Path, *, signature: Signature | None = None) -> int:
+    """The number of rows of a file that can be submitted. Raises as `open_backlog` does."""
+    return open_backlog(Path(path), signature=signature).rows or 0
+
+
+def read_chunks(
+    source: Any, *, chunk_rows: int, max_bytes: int, signature: Signature | None = None
+) -> Iterator[EncodedInput]:
+    """The chunks of `open_backlog(source)`."""
+    return open_backlog(source, signature=signature).chunks(chunk_rows, max_bytes)
+
+
+def _rechunked(tables: Iterable["pa.Table"], chunk_rows: int) -> Iterator["pa.Table"]:
+    held: list[Any] = []
+    rows = 0
+    for table in tables:
+        offset = 0
+        while offset < table.num_rows:
+            part = table.slice(offset, chunk_rows - rows)
+            held.append(part)
+            offset += part.num_rows
+            rows += part.num_rows
+            if rows == chunk_rows:
+                yield _joined(held)
+                held, rows = [], 0
+    if held:
+        yield _joined(held)
+
+
+def _joined(tables: "list[pa.Table]") -> "pa.Table":
+    import pyarrow as pa
+
+    if len(tables) == 1:
+        return tables[0]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException:
+        raise InvalidInput("a column changes its type from one frame to the next") from None
+
+
+def _encoded(table: "pa.Table", params: bytes | None, max_bytes: int, first_row: int) -> Iterator[EncodedInput]:
+    encoded = encode_table(table, params)
+    if encoded.size <= max_bytes:
+        yield encoded
+    elif table.num_rows == 1:
+        raise InputTooLarge(
+            f"row {first_row} alone has {encoded.size:,} bytes; at most {max_bytes:,} are allowed "
+            "(PYFUNQ_MAX_INPUT_BYTES)"
+        )
+    else:
+        half = table.num_rows // 2
+        yield from _encoded(table.slice(0, half), params, max_bytes, first_row)
+        yield from _encoded(table.slice(half), params, max_bytes, first_row + half)
+
+
+def _frames(frames: Iterable[Any]) -> Iterator["pa.Table"]:
+    names: list[str] | None = None
+    for number, frame in enumerate(frames, 1):
+        table = as_table(frame)
+        names = names or table.column_names
+        if set(table.column_names) != set(names):
+            raise InvalidInput(f"frame {number} has other columns than frame 1")
+        if table.num_rows:
+            yield table.select(names)
+
+
+def _open_file(path: Path, signature: Signature | None) -> Backlog:
+    readers = {
+        ".parquet": _parquet,
+        ".pq": _parquet,
+        ".csv": open_csv,
+        ".jsonl": open_jsonl,
+        ".ndjson": open_jsonl,
+    }
+    zipped = path.suffix.lower() == ".gz"
+    kind = (path.with_suffix("") if zipped else path).suffix.lower()
+    if kind not in readers or (zipped and readers[kind] is _parquet):
+        raise FileUnreadable(
+            f"{path}: the name must end in .parquet, .pq, .csv, .jsonl, .ndjson, .csv.gz or .jsonl.gz"
+        )
+    with _told_of(path):
+        if path.is_dir():
+            raise FileUnreadable(f"{path} is a directory, not a file")
+        stamp = _stamp(path)
+        if stamp[0] == 0:
+            raise FileUnreadable(f"{path} is empty")
+        rows, tables = readers[kind](path, signature)
+    if not rows:
+        raise FileUnreadable(f"{path} has no rows")
+    return Backlog(rows, lambda: _unchanged(path, stamp, tables), signature)
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Errors from reading `path` as ours, with its name and without its content."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except InvalidInput as error:
+        raise type(error)(f"{path}: {error.message}", field=error.field) from None
+    except FileNotFoundError:
+        raise FileUnreadable(f"{path} does not exist") from None
+    except UnicodeDecodeError:
+        raise FileUnreadable(f"{path} is not UTF-8") from None
+    except (gzip.BadGzipFile, EOFError):
+        raise FileUnreadable(f"{path} ends in the middle, or is not gzip") from None
+    except PermissionError:
+        raise FileUnreadable(f"{path} cannot be read: permission denied") from None
+    except (pa.ArrowException, OSError, zlib.error):
+        kind = path.suffixes[-2 if path.suffix.lower() == ".gz" else -1].removeprefix(".")
+        raise FileUnreadable(f"{path} cannot be read as {kind}: it is damaged or ends in the middle") from None
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _unchanged(path: Path, stamp: tuple[int, int, int], tables: Tables) -> Iterator["pa.Table"]:
+    with _told_of(path):
+        for table in tables():
+            if _stamp(path) != stamp:
+                raise FileUnreadable(f"{path} was changed after it was checked")
+            yield table
+
+
+def _parquet(path: Path, signature: Signature | None) -> tuple[int, Tables]:
+    import pyarrow as pa
+
+    with _parquet_file(path) as file:
+        schema, meta = file.schema_arrow, file.metadata
+        _check_extents(path, meta)
+        index = (schema.pandas_metadata or {}).get("index_columns", [])
+        names = [name for name in schema.names if name not in index]
+        check_names(names, "the file")
+        if signature is not None and not signature.is_tensor:
+            _check_parquet(file, pa.schema([schema.field(name) for name in names]), signature)
+        width = max(1, sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)))
+    block = max(1, min(BLOCK_ROWS, meta.num_rows * BLOCK_BYTES // width))
+
+    def tables() -> Iterator["pa.Table"]:
+        with _parquet_file(path) as file:
+            for batch in file.iter_batches(batch_size=block):
+                yield pa.Table.from_batches([batch]).select(names).replace_schema_metadata(None)
+
+    return meta.num_rows, tables
+
+
+def _parquet_file(path: Path) -> Any:
+    """The file, read a page at a time; where its writer left checksums, they are verified."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+
+
+def _check_extents(path: Path, meta: Any) -> None:
+    """Whether the column data that the footer names lies within the file."""
+    size = path.stat().st_size
+    for group in range(meta.num_row_groups):
+        for index in range(meta.num_columns):
+            column = meta.row_group(group).column(index)
+            start = min(o for o in (column.dictionary_page_offset, column.data_page_offset) if o)
+            if start + column.total_compressed_size > size:
+                raise FileUnreadable(f"{path} ends in the middle: column data lies beyond its end")
+
+
+def _check_parquet(file: Any, schema: Any, signature: Signature) -> None:
+    """Columns, types, nulls by the footer's statistics, and whatever only the values can tell."""
+    import pyarrow as pa
+
+    signature.check_columns(schema.names)
+    columns = {n: c for n, c in zip(schema.names, signature.aligned(schema.names), strict=True) if c}
+    nulls = _null_statistics(file.metadata)
+    uncounted = [n for n, c in columns.items() if not c.holds_nulls and n not in nulls]
+    for batch in _batches(file, uncounted):
+        for name in uncounted:
+            nulls[name] = nulls.get(name, 0) + batch.column(name).null_count
+    absent = {n for n, c in columns.items() if may_be_absent(c) and nulls[n] == file.metadata.num_rows}
+    schema = pa.schema([field for field in schema if field.name not in absent])
+    signature.check_arrow(schema, nulls)
+    targets = {n: arrow_type(columns[n], schema.field(n).type) for n in schema.names if columns[n].is_scalar}
+    # Casting to a wider type cannot fail; to a narrower one it depends on the values.
+    narrowed = [n for n, to in targets.items() if schema.field(n).type != to and columns[n].type != "double"]
+    for batch in _batches(file, narrowed):
+        for name in narrowed:
+            cast_values(batch.column(name), targets[name], name, columns[name])
+
+
+def _batches(file: Any, names: Sequence[str]) -> Iterator[Any]:
+    if names:
+        yield from file.iter_batches(batch_size=BLOCK_ROWS, columns=list(names))
+
+
+def _null_statistics(meta: Any) -> dict[str, int]:
+    """Nulls by column, for the flat columns whose every row group says so."""
+    nulls: dict[str, int] = {}
+    for index in range(meta.num_columns):
+        found = [meta.row_group(group).column(index) for group in range(meta.num_row_groups)]
+        if all(c.statistics is not None and c.statistics.has_null_count for c in found):
+            nulls[meta.schema.column(index).path] = sum(c.statistics.null_count for c in found)
+    return nulls

@@ -1,0 +1,510 @@
+"""The client: submit jobs, wait for them, read their results; `AsyncClient`, and `Client` over it for everyone else."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from uuid import UUID
+
+from pyfunq.errors import (
+    InvalidInput,
+    JobCancelled,
+    JobDead,
+    JobExpired,
+    JobFailed,
+    PyFunQError,
+    UnknownBatch,
+    UnknownJob,
+    WaitTimeout,
+)
+from pyfunq.ids import id_time, new_id
+from pyfunq.inputs import EncodedInput, encode_input
+from pyfunq.job import Batch, Job, JobError, JobStatus, Lane
+from pyfunq.ledger import Ledger, NewJob, StoredResult
+from pyfunq.migrate import require_current
+from pyfunq.model_uri import check_allowed, parse_model_uri
+from pyfunq.queue import Publisher, make_app
+from pyfunq.results import decode_result, with_index
+from pyfunq.settings import Settings
+from pyfunq.signature import Signature
+from pyfunq.submitting import Submitter
+from pyfunq.waiting import FinishedJobs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Jobs = list[Job]  # the clients' method `list` hides the type in their bodies
+
+_SIGNATURE_SECONDS = 2.0
+_BATCH_POLL_SECONDS = 0.2
+_CHUNKS_IN_FLIGHT = 8
+_RESULTS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPart:
+    """One job's share of a batch's results: `result` has `rows` rows, or `error` says why there is none."""
+
+    index: int
+    rows: int
+    result: Any
+    error: JobFailed | None
+
+
+class AsyncClient:
+    """Use it as `async with AsyncClient() as client`; it belongs to the event loop that entered it.
+
+    Without arguments the addresses come from PYFUNQ_DATABASE_URL and PYFUNQ_REDIS_URL.
+    """
+
+    def __init__(self, settings: Settings | None = None, **overrides: Any) -> None:
+        """`overrides` are fields of `Settings`, such as database_url and redis_url."""
+        if settings is None:
+            settings = Settings(**overrides)
+        elif overrides:
+            settings = settings.model_copy(update=overrides)
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._signatures: dict[str, tuple[float, Signature | None]] = {}
+
+    async def __aenter__(self) -> Self:
+        await require_current(self._settings.database)
+        self._ledger = await self._stack.enter_async_context(Ledger.open(self._settings.database))
+        publisher = Publisher(make_app(self._settings))
+        self._stack.callback(publisher.close)
+        self._submitter = Submitter(self._ledger, publisher)
+        self._stack.push_async_callback(self._submitter.close)
+        self._finished = FinishedJobs(self._ledger, self._settings.redis)
+        self._stack.push_async_callback(self._finished.close)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._stack.aclose()
+
+    async def submit(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        params: Mapping[str, Any] | None = None,
+        lane: Lane | str = Lane.INTERACTIVE,
+        expires_in: float | timedelta | None = None,
+    ) -> Job:
+        """Accepts one job: when this returns, it is committed.
+
+        `inputs`: a mapping with one of MLflow's `dataframe_split`, `dataframe_records`, `instances` or `inputs`, a
+        DataFrame or an Arrow table. `expires_in`: seconds after which it is no longer worth predicting. Raises
+        InvalidModelURI, ModelNotAllowed, InvalidInput, InputTooLarge or LedgerUnavailable, and has accepted nothing.
+        """
+        return (await self.submit_many(model, [inputs], params=params, lane=lane, expires_in=expires_in))[0]
+
+    async def submit_many(
+        self,
+        model: str,
+        inputs: Iterable[Any],
+        *,
+        params: Mapping[str, Any] | None = None,
+        lane: Lane | str = Lane.INTERACTIVE,
+        expires_in: float | timedelta | None = None,
+    ) -> Jobs:
+        """Accepts one job for each of the inputs, all or none; see `submit`."""
+        model_uri, signature = await self._model(model)
+        encoded = self._encode_all(inputs, params, signature)
+        expires_at = _deadline(expires_in)
+        new = [
+            NewJob(
+                id=new_id(),
+                model_uri=model_uri,
+                input=one,
+                lane=_lane(lane),
+                max_attempts=self._settings.max_attempts,
+                expires_at=expires_at,
+            )
+            for one in encoded
+        ]
+        if new:
+            await self._submitter.submit(new)
+        return [_as_job(job) for job in new]
+
+    async def submit_batch(
+        self,
+        model: str,
+        source: Any,
+        *,
+        chunk_rows: int | None = None,
+        lane: Lane | str = Lane.BULK,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Batch:
+        """Accepts a backlog as jobs of `chunk_rows` rows each; returns when the last one is committed.
+
+        `source`: the path of a Parquet, CSV or JSON Lines file, a DataFrame, or an iterable of DataFrames (read in a
+        thread, a chunk at a time, so it may block). A file is checked whole before anything is accepted; when an
+        iterable fails on the way, the jobs that still wait are cancelled and its error is raised. `on_progress` is
+        called with the number of rows committed so far.
+        """
+        from pyfunq.backlog import open_backlog
+
+        model_uri, signature = await self._model(model)
+        backlog = await asyncio.to_thread(open_backlog, source, signature=signature)
+        chunks = backlog.chunks(chunk_rows or self._settings.chunk_rows, self._settings.max_input_bytes)
+        batch_id = new_id()
+        await self._ledger.open_batch(batch_id, model_uri, _describe(source))
+        try:
+            await self._submit_chunks(batch_id, model_uri, _lane(lane), chunks, on_progress)
+        except BaseException as exc:
+            error = JobError(
+                code=getattr(exc, "code", "interrupted"), message=f"submitting stopped: {_said(exc)}"
+            )
+            await asyncio.shield(self._ledger.fail_batch(batch_id, error))
+            raise
+        await self._ledger.close_batch(batch_id)
+        return await self._ledger.batch(batch_id)
+
+    async def get(self, job: Job | UUID | str) -> Job:
+        """The job as it is now. Raises UnknownJob."""
+        return await self._ledger.get(_job_id(job))
+
+    async def list(
+        self,
+        *,
+        status: JobStatus | str | None = None,
+        model: str | None = None,
+        batch: Batch | UUID | str | None = None,
+        before: Job | UUID | str | None = None,
+        limit: int = 50,
+    ) -> Jobs:
+        """Jobs, newest first; `before` the last one of the page before."""
+        return await self._ledger.list_jobs(
+            status=None if status is None else JobStatus(status),
+            model_uri=None if model is None else str(parse_model_uri(model)),
+            batch_id=None if batch is None else _batch_id(batch),
+            before=None if before is None else _job_id(before),
+            limit=limit,
+        )
+
+    async def wait(self, job: Job | UUID | str, timeout: float | None = None) -> Job:  # noqa: ASYNC109
+        """The job once it is final. Raises WaitTimeout after `timeout` seconds (the job goes on), UnknownJob."""
+        job_id = _job_id(job)
+        if not isinstance(job, Job):
+            await self._ledger.get(job_id)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._finished.wait(job_id)
+        except TimeoutError:
+            raise WaitTimeout(f"job {job_id} was not finished after {timeout:g} s; it goes on") from None
+        return await self._ledger.get(job_id)
+
+    async def result(self, job: Job | UUID | str, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+        """Waits for the job and returns its predictions.
+
+        A list (JSON input) or a Series, DataFrame, array or list (DataFrame and Arrow input), one entry a row. Raises
+        JobFailed, JobCancelled, JobExpired, JobDead, WaitTimeout or UnknownJob.
+        """
+        job_id = _job_id(job)
+        stored = await self._ledger.result(job_id)
+        if not stored.status.is_final:
+            await self.wait(job if isinstance(job, Job) else job_id, timeout)
+            stored = await self._ledger.result(job_id)
+        return _decoded(f"job {job_id}", stored)
+
+    async def predict(self, model: str, df: "pd.DataFrame", timeout: float | None = None) -> Any:  # noqa: ASYNC109
+        """Predicts a DataFrame through the queue: a Series or DataFrame with its index.
+
+        More rows than a job holds become several jobs. Raises what `submit` and `result` raise.
+        """
+        import pandas as pd
+
+        rows = self._settings.chunk_rows
+        jobs = await self.submit_many(model, [df.iloc[i : i + rows] for i in range(0, max(1, len(df)), rows)])
+        parts = await asyncio.gather(*(self.result(job, timeout) for job in jobs))
+        starts = range(0, len(df), rows)
+        return pd.concat([with_index(p, df.index[i : i + rows]) for i, p in zip(starts, parts, strict=True)])
+
+    async def cancel(self, job: Job | UUID | str) -> Job:
+        """Withdraws the job: it is not predicted, or what is being predicted is not kept. A final job stays so."""
+        job_id = _job_id(job)
+        await self._ledger.cancel([job_id])
+        return await self._ledger.get(job_id)
+
+    async def get_batch(self, batch: Batch | UUID | str) -> Batch:
+        """The batch as it is now. Raises UnknownBatch."""
+        return await self._ledger.batch(_batch_id(batch))
+
+    async def wait_batch(
+        self,
+        batch: Batch | UUID | str,
+        timeout: float | None = None,  # noqa: ASYNC109
+        on_progress: Callable[[Batch], None] | None = None,
+    ) -> Batch:
+        """The batch once all its jobs are final. Raises WaitTimeout after `timeout` seconds; the batch goes on."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            now = await self.get_batch(batch)
+            if on_progress is not None:
+                on_progress(now)
+            if now.is_final:
+                return now
+            if deadline is not None and time.monotonic() >= deadline:
+                raise WaitTimeout(f"batch {now.id} was not finished after {timeout:g} s; it goes on")
+            await asyncio.sleep(_BATCH_POLL_SECONDS)
+
+    async def batch_results(self, batch: Batch | UUID | str) -> AsyncIterator[BatchPart]:
+        """A finished batch's results in input order, a job's share at a time."""
+        batch_id = _batch_id(batch)
+        start = 0
+        while parts := await self._ledger.batch_results(batch_id, start=start, limit=_RESULTS_AT_ONCE):
+            for index, rows, stored in parts:
+                yield _part(batch_id, index, rows, stored)
+            start = parts[-1][0] + 1
+
+    async def cancel_batch(self, batch: Batch | UUID | str) -> Batch:
+        batch_id = _batch_id(batch)
+        await self._ledger.cancel_batch(batch_id)
+        return await self._ledger.batch(batch_id)
+
+    async def _model(self, model: str) -> tuple[str, Signature | None]:
+        """The canonical URI, and the signature of what it stands for where the ledger knows it."""
+        uri = parse_model_uri(model)
+        check_allowed(uri, self._settings.allowed_models)
+        model_uri = str(uri)
+        known = self._signatures.get(model_uri)
+        if known is None or known[0] < time.monotonic():
+            resolution = await self._ledger.resolution(model_uri)
+            text = resolution and resolution.version.signature
+            known = (time.monotonic() + _SIGNATURE_SECONDS, Signature.from_json(text) if text else None)
+            self._signatures[model_uri] = known
+        return model_uri, known[1]
+
+    def _encode_all(
+        self, inputs: Iterable[Any], params: Mapping[str, Any] | None, signature: Signature | None
+    ) -> Sequence[EncodedInput]:
+        encoded = []
+        for i, one in enumerate(inputs):
+            try:
+                encoded.append(
+                    encode_input(one, params, signature=signature, max_bytes=self._settings.max_input_bytes)
+                )
+            except InvalidInput as exc:
+                if isinstance(inputs, Sequence) and len(inputs) == 1:
+                    raise
+                raise type(exc)(f"inputs[{i}]: {exc.message}", field=exc.field) from exc
+        return encoded
+
+    async def _submit_chunks(
+        self,
+        batch_id: UUID,
+        model_uri: str,
+        lane: Lane,
+        chunks: Iterator[EncodedInput],
+        on_progress: Callable[[int], None] | None,
+    ) -> None:
+        committed = 0
+        room = asyncio.Semaphore(_CHUNKS_IN_FLIGHT)
+
+        async def commit(job: NewJob) -> None:
+            nonlocal committed
+            try:
+                await self._submitter.submit([job])
+            finally:
+                room.release()
+            committed += job.input.rows
+            if on_progress is not None:
+                on_progress(committed)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                index = 0
+                while True:
+                    await room.acquire()
+                    chunk = await asyncio.to_thread(next, chunks, None)
+                    if chunk is None:
+                        break
+                    job = NewJob(
+                        id=new_id(),
+                        model_uri=model_uri,
+                        input=chunk,
+                        lane=lane,
+                        max_attempts=self._settings.max_attempts,
+                        batch_id=batch_id,
+                        batch_index=index,
+                    )
+                    tasks.create_task(commit(job))
+                    index += 1
+        except* Exception as group:
+            # What one chunk ran into is what the caller is told, not a group of the others' cancellations.
+            raise group.exceptions[0] from None
+
+
+class Client:
+    """`AsyncClient` for programs without an event loop: the same methods, run on a loop in a thread of its own.
+
+    Use it as a context manager, or call `close()`. Safe to use from several threads; not across a fork.
+    """
+
+    def __init__(self, settings: Settings | None = None, **overrides: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="pyfunq-client", daemon=True)
+        self._thread.start()
+        self._client = AsyncClient(settings, **overrides)
+        try:
+            self._run(self._client.__aenter__())
+        except BaseException:
+            self._stop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits until everything submitted is committed and published."""
+        if not self._loop.is_closed():
+            self._run(self._client.__aexit__(None, None, None))
+            self._stop()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, awaitable: Awaitable[R]) -> R:
+        async def run() -> R:
+            return await awaitable
+
+        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    @staticmethod
+    def _bridge(
+        method: Callable[Concatenate[AsyncClient, P], Awaitable[R]],
+    ) -> "Callable[Concatenate[Client, P], R]":
+        @wraps(method)
+        def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+            result: R = self._run(method(self._client, *args, **kwargs))
+            return result
+
+        return cast(Callable[Concatenate[Any, P], R], call)
+
+    submit = _bridge(AsyncClient.submit)
+    submit_many = _bridge(AsyncClient.submit_many)
+    submit_batch = _bridge(AsyncClient.submit_batch)
+    get = _bridge(AsyncClient.get)
+    list = _bridge(AsyncClient.list)
+    wait = _bridge(AsyncClient.wait)
+    result = _bridge(AsyncClient.result)
+    predict = _bridge(AsyncClient.predict)
+    cancel = _bridge(AsyncClient.cancel)
+    get_batch = _bridge(AsyncClient.get_batch)
+    wait_batch = _bridge(AsyncClient.wait_batch)
+    cancel_batch = _bridge(AsyncClient.cancel_batch)
+
+    def batch_results(self, batch: Batch | UUID | str) -> Iterator[BatchPart]:
+        """A finished batch's results in input order, a job's share at a time."""
+        parts = self._client.batch_results(batch)
+        while (part := self._run(anext(parts, None))) is not None:
+            yield part
+
+
+def _job_id(job: Job | UUID | str) -> UUID:
+    if isinstance(job, str):
+        try:
+            return UUID(job)
+        except ValueError:
+            raise UnknownJob(f"{job[:80]!r} is not a job id") from None
+    return job.id if isinstance(job, Job) else job
+
+
+def _batch_id(batch: Batch | UUID | str) -> UUID:
+    if isinstance(batch, str):
+        try:
+            return UUID(batch)
+        except ValueError:
+            raise UnknownBatch(f"{batch[:80]!r} is not a batch id") from None
+    return batch.id if isinstance(batch, Batch) else batch
+
+
+def _lane(lane: Lane | str) -> Lane:
+    try:
+        return Lane(lane)
+    except ValueError:
+        raise InvalidInput(f"lane is one of {', '.join(Lane)}", field="lane") from None
+
+
+def _deadline(expires_in: float | timedelta | None) -> datetime | None:
+    if expires_in is None:
+        return None
+    seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
+    if not 0 < seconds < 10 * 365 * 86400:
+        raise InvalidInput("expires_in is a positive number of seconds", field="expires_in")
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def _as_job(job: NewJob) -> Job:
+    return Job(
+        id=job.id,
+        status=JobStatus.QUEUED,
+        model_uri=job.model_uri,
+        lane=job.lane,
+        rows=job.input.rows,
+        attempt=0,
+        max_attempts=job.max_attempts,
+        created_at=id_time(job.id),
+        expires_at=job.expires_at,
+        batch_id=job.batch_id,
+    )
+
+
+def _describe(source: Any) -> str:
+    return Path(source).name if isinstance(source, (str, Path)) else type(source).__name__
+
+
+def _said(exc: BaseException) -> str:
+    return exc.message if isinstance(exc, PyFunQError) else type(exc).__name__
+
+
+_ENDS: dict[JobStatus, type[JobFailed]] = {
+    JobStatus.FAILED: JobFailed,
+    JobStatus.CANCELLED: JobCancelled,
+    JobStatus.EXPIRED: JobExpired,
+    JobStatus.DEAD: JobDead,
+}
+
+
+def _failure(what: str, stored: StoredResult) -> JobFailed:
+    reason = f": {stored.error.message}" if stored.error else ""
+    return _ENDS[stored.status](
+        f"{what} {stored.status}{reason}", error_code=stored.error.code if stored.error else None
+    )
+
+
+def _decoded(what: str, stored: StoredResult) -> Any:
+    if stored.status is not JobStatus.SUCCEEDED:
+        raise _failure(what, stored)
+    if stored.format is None or stored.payload is None:
+        raise JobFailed(f"{what} succeeded, but its result is no longer kept")
+    return decode_result(stored.format, stored.payload)
+
+
+def _part(batch_id: UUID, index: int, rows: int, stored: StoredResult) -> BatchPart:
+    what = f"job {index} of batch {batch_id}"
+    if not stored.status.is_final:
+        return BatchPart(
+            index=index, rows=rows, result=None, error=JobFailed(f"{what} is still {stored.status}")
+        )
+    if stored.status is not JobStatus.SUCCEEDED:
+        return BatchPart(index=index, rows=rows, result=None, error=_failure(what, stored))
+    return BatchPart(index=index, rows=rows, result=_decoded(what, stored), error=None)

@@ -1,0 +1,431 @@
+"""The ledger: the Postgres tables that are the only truth about a job, spoken to through asyncpg."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownBatch, UnknownJob
+from pyfunq.inputs import EncodedInput
+from pyfunq.job import Batch, Job, JobError, JobStatus, Lane
+from pyfunq.sql import queries
+
+_CONNECT_SECONDS = 10.0
+_COMMAND_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A validated job on its way into the ledger."""
+
+    id: UUID
+    model_uri: str
+    input: EncodedInput
+    lane: Lane
+    max_attempts: int
+    expires_at: datetime | None = None
+    batch_id: UUID | None = None
+    batch_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Jobs of one model and lane that share a message; the message carries the page's id."""
+
+    id: UUID
+    model_uri: str
+    lane: str
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedJob:
+    """A job that this worker process may predict; `attempt` is the fence that its result must pass."""
+
+    id: UUID
+    attempt: int
+    max_attempts: int
+    model_uri: str
+    rows: int
+    input_format: str
+    input: bytes
+    params: bytes | None
+    version_id: int | None
+    """What its model URI stood for when it was claimed; None if nobody has resolved the URI yet."""
+    confidence: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersion:
+    """One exact version of a registered model; `id` is the ledger's own, 0 while the ledger does not know it."""
+
+    id: int = 0
+    name: str
+    version: str
+    created_ms: int
+    source: str
+    run_id: str | None
+    experiment_id: str | None
+    signature: str | None = None
+
+    @property
+    def identity(self) -> tuple[str, str, int, str]:
+        """Equal for the same model files: a name that was deleted and registered again is another model."""
+        return (self.name, self.version, self.created_ms, self.source)
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """What a model URI stands for, and whether confidence scores are wanted of it."""
+
+    model_uri: str
+    version: ModelVersion
+    confidence: bool
+    resolved_at: datetime | None = None
+    checked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one claimed job ended."""
+
+    job: ClaimedJob
+    status: JobStatus
+    version_id: int | None = None
+    result_format: str | None = None
+    result: bytes | None = None
+    confidence: Sequence[float] | None = None
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResult:
+    """A job's end as stored; `format` and `payload` are set when it succeeded."""
+
+    status: JobStatus
+    format: str | None
+    payload: bytes | None
+    error: JobError | None
+
+
+@contextmanager
+def ledger_errors() -> Iterator[None]:
+    """Turns what asyncpg raises when Postgres is away, or its tables are old, into PyFunQ's errors."""
+    try:
+        yield
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as exc:
+        raise MigrationNeeded from exc
+    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as exc:
+        raise LedgerUnavailable("Postgres refused the user or password of PYFUNQ_DATABASE_URL") from exc
+    except asyncpg.InvalidCatalogNameError as exc:
+        raise LedgerUnavailable("the database named in PYFUNQ_DATABASE_URL does not exist") from exc
+    except (
+        OSError,
+        TimeoutError,
+        asyncpg.PostgresConnectionError,
+        asyncpg.InterfaceError,
+        asyncpg.CannotConnectNowError,
+        asyncpg.AdminShutdownError,
+        asyncpg.CrashShutdownError,
+        asyncpg.TooManyConnectionsError,
+    ) as exc:
+        raise LedgerUnavailable(
+            f"Postgres cannot be reached ({type(exc).__name__}); nothing was written"
+        ) from exc
+
+
+class Ledger:
+    """Everything that is asked of the tables. Belongs to the event loop (and process) that opened it."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self._sql = queries()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, database_url: str, *, max_connections: int = 10) -> AsyncIterator["Ledger"]:
+        """A ledger with a pool of its own. Raises LedgerUnavailable when Postgres does not answer within 10 s."""
+        with ledger_errors():
+            pool = await asyncpg.create_pool(
+                database_url,
+                min_size=1,
+                max_size=max_connections,
+                timeout=_CONNECT_SECONDS,
+                command_timeout=_COMMAND_SECONDS,
+                server_settings={"application_name": "pyfunq", "jit": "off"},
+            )
+        try:
+            yield cls(pool)
+        finally:
+            await _close(pool)
+
+    async def _fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
+        with ledger_errors():
+            rows: list[asyncpg.Record] = await self._pool.fetch(self._sql[query], *args)
+            return rows
+
+    async def _fetchrow(self, query: str, *args: Any) -> asyncpg.Record | None:
+        with ledger_errors():
+            return await self._pool.fetchrow(self._sql[query], *args)
+
+    async def _execute(self, query: str, *args: Any) -> None:
+        with ledger_errors():
+            await self._pool.execute(self._sql[query], *args)
+
+    # Submitting.
+
+    async def submit(self, jobs: Sequence[tuple[UUID, NewJob]]) -> None:
+        """Accepts (page id, job) pairs, all or none, in one transaction."""
+        rows = [
+            (
+                *(j.id, page, j.batch_id, j.batch_index, str(j.lane), j.model_uri, j.input.rows),
+                *(j.max_attempts, j.expires_at, j.input.format, j.input.payload, j.input.params),
+            )
+            for page, j in jobs
+        ]
+        await self._execute("submit", *(list(column) for column in zip(*rows, strict=True)))
+
+    async def open_batch(self, batch_id: UUID, model_uri: str, source: str) -> None:
+        await self._execute("open_batch", batch_id, model_uri, source)
+
+    async def close_batch(self, batch_id: UUID) -> None:
+        await self._execute("close_batch", batch_id)
+
+    async def fail_batch(self, batch_id: UUID, error: JobError) -> None:
+        """Ends a batch whose submission stopped: what is queued is cancelled, the reason kept."""
+        await self._execute("fail_batch", batch_id, error.code, error.message)
+        await self._execute("cancel_batch", batch_id)
+
+    async def cancel(self, ids: Sequence[UUID]) -> list[UUID]:
+        """Cancels what is not final; returns the ids of what was."""
+        return [r["id"] for r in await self._fetch("cancel", list(ids))]
+
+    async def cancel_batch(self, batch_id: UUID) -> list[UUID]:
+        return [r["id"] for r in await self._fetch("cancel_batch", batch_id)]
+
+    # Working.
+
+    async def claim(
+        self, page_id: UUID, worker_id: UUID, *, max_jobs: int, max_rows: int, max_bytes: int
+    ) -> list[ClaimedJob]:
+        """The page's queued jobs, then other queued jobs of the same model and lane while there is room.
+
+        At least one job is taken if the page has one, however large; an empty list means that the page is done.
+        """
+        rows = await self._fetch("claim", page_id, worker_id, max_jobs, max_rows, max_bytes)
+        return sorted((ClaimedJob(**r) for r in rows), key=lambda job: job.id)
+
+    async def finish(self, worker_id: UUID, outcomes: Sequence[Outcome]) -> set[UUID]:
+        """Records outcomes in one statement; returns the ids that were still this worker's to record."""
+        rows = [
+            (
+                *(o.job.id, o.job.attempt, str(o.status), o.version_id, o.result_format, o.result),
+                *(_real_array(o.confidence), o.error and o.error.code, o.error and o.error.message),
+            )
+            for o in outcomes
+        ]
+        columns = (list(column) for column in zip(*rows, strict=True))
+        return {r["id"] for r in await self._fetch("finish", worker_id, *columns)}
+
+    async def release(self, worker_id: UUID, jobs: Sequence[ClaimedJob], *, after_seconds: float) -> None:
+        """Gives claimed jobs back with their attempt, to be taken again after a while."""
+        await self._fetch(
+            "release", worker_id, [j.id for j in jobs], [j.attempt for j in jobs], after_seconds
+        )
+
+    # Model versions.
+
+    async def resolution(self, model_uri: str) -> Resolution | None:
+        row = await self._fetchrow("resolution", model_uri)
+        return None if row is None else _resolution({"model_uri": model_uri, **row})
+
+    async def resolutions(self) -> list[Resolution]:
+        return [_resolution(dict(r)) for r in await self._fetch("resolutions")]
+
+    async def version(self, version_id: int) -> ModelVersion:
+        row = await self._fetchrow("get_version", version_id)
+        assert row is not None, "versions are never deleted"  # noqa: S101
+        return ModelVersion(**row)
+
+    async def point(self, model_uri: str, version: ModelVersion, *, confidence: bool) -> ModelVersion:
+        """Makes a model URI stand for this version from now on; returns the version with the ledger's id."""
+        with ledger_errors():
+            async with self._pool.acquire() as connection, connection.transaction():
+                version_id = await connection.fetchval(
+                    self._sql["add_version"], *version.identity, version.run_id, version.experiment_id
+                )
+                await connection.execute(self._sql["point_resolution"], model_uri, version_id, confidence)
+        return replace(version, id=version_id)
+
+    async def confirm(self, model_uris: Sequence[str]) -> None:
+        await self._execute("confirm_resolutions", list(model_uris))
+
+    async def forget(self, model_uri: str) -> None:
+        await self._execute("drop_resolution", model_uri)
+
+    async def set_signature(self, version_id: int, signature: str) -> None:
+        await self._execute("set_signature", version_id, signature)
+
+    # Asking.
+
+    async def get(self, job_id: UUID) -> Job:
+        """Raises UnknownJob."""
+        row = await self._fetchrow("get_jobs", [job_id])
+        if row is None:
+            raise UnknownJob(f"there is no job {job_id}")
+        return _job(row)
+
+    async def get_many(self, ids: Sequence[UUID]) -> list[Job]:
+        """The jobs that exist among these, in any order."""
+        return [_job(r) for r in await self._fetch("get_jobs", list(ids))]
+
+    async def list_jobs(
+        self,
+        *,
+        status: JobStatus | None = None,
+        model_uri: str | None = None,
+        batch_id: UUID | None = None,
+        before: UUID | None = None,
+        limit: int = 50,
+    ) -> list[Job]:
+        """Newest first; `before` is the id of the last job of the page before."""
+        rows = await self._fetch("list_jobs", status and str(status), model_uri, batch_id, before, limit)
+        return [_job(r) for r in rows]
+
+    async def final_among(self, ids: Sequence[UUID]) -> set[UUID]:
+        return {r["id"] for r in await self._fetch("final_among", list(ids))}
+
+    async def result(self, job_id: UUID) -> StoredResult:
+        """Raises UnknownJob."""
+        row = await self._fetchrow("get_result", job_id)
+        if row is None:
+            raise UnknownJob(f"there is no job {job_id}")
+        return StoredResult(
+            status=JobStatus(row["status"]),
+            format=row["result_format"],
+            payload=row["result"],
+            error=_error(row),
+        )
+
+    async def input(self, job_id: UUID) -> tuple[str, bytes, bytes | None]:
+        """(format, payload, params) as stored. Raises UnknownJob."""
+        row = await self._fetchrow("get_input", job_id)
+        if row is None:
+            raise UnknownJob(f"there is no job {job_id}")
+        return row["input_format"], row["input"], row["params"]
+
+    async def batch(self, batch_id: UUID) -> Batch:
+        """Raises UnknownBatch."""
+        row = await self._fetchrow("get_batch", batch_id)
+        if row is None:
+            raise UnknownBatch(f"there is no batch {batch_id}")
+        counted = {JobStatus(r["status"]): r for r in await self._fetch("count_batch", batch_id)}
+        return Batch(
+            id=row["id"],
+            model_uri=row["model_uri"],
+            created_at=row["created_at"],
+            submitted_at=row["submitted_at"],
+            error=_error(row),
+            jobs=sum(r["jobs"] for r in counted.values()),
+            rows=sum(r["rows"] for r in counted.values()),
+            rows_finished=sum(r["rows"] for status, r in counted.items() if status.is_final),
+            counts={status: r["jobs"] for status, r in counted.items()},
+        )
+
+    async def batch_results(
+        self, batch_id: UUID, *, start: int, limit: int
+    ) -> list[tuple[int, int, StoredResult]]:
+        """(batch index, rows, result) of up to `limit` jobs from index `start` on, in input order."""
+        return [
+            (
+                r["batch_index"],
+                r["rows"],
+                StoredResult(
+                    status=JobStatus(r["status"]),
+                    format=r["result_format"],
+                    payload=r["result"],
+                    error=_error(r),
+                ),
+            )
+            for r in await self._fetch("batch_results", batch_id, start, limit)
+        ]
+
+    async def queue_depth(self) -> list[dict[str, Any]]:
+        """Queued jobs by model and lane: model_uri, lane, jobs, oldest (a time)."""
+        return [dict(r) for r in await self._fetch("queue_depth")]
+
+    async def clock(self) -> datetime:
+        """Postgres' own time."""
+        with ledger_errors():
+            now: datetime = await self._pool.fetchval("SELECT clock_timestamp()")
+            return now
+
+    # Rescue.
+
+    async def beat(self, worker_id: UUID, hostname: str, pid: int) -> None:
+        await self._execute("beat_heart", worker_id, hostname, pid)
+
+    async def stop_beating(self, worker_id: UUID) -> None:
+        await self._execute("stop_heart", worker_id)
+
+    async def live_workers(self, stale_seconds: float) -> list[dict[str, Any]]:
+        """Worker processes that beat lately: hostname, pid, started_at, seen_at."""
+        return [dict(r) for r in await self._fetch("live_workers", stale_seconds)]
+
+    async def rescue_crashed(self, stale_seconds: float) -> dict[UUID, JobStatus]:
+        """Puts back (or declares dead) the jobs of processes that are gone; returns the new status of each."""
+        return {r["id"]: JobStatus(r["status"]) for r in await self._fetch("rescue_crashed", stale_seconds)}
+
+    async def expire(self) -> list[UUID]:
+        return [r["id"] for r in await self._fetch("expire")]
+
+    async def pages_without_message(
+        self, lane: Lane, *, older_than: UUID, held: Sequence[UUID]
+    ) -> list[UUID]:
+        """Pages whose jobs wait although the lane's oldest message is younger and no worker holds theirs."""
+        return [
+            r["page_id"]
+            for r in await self._fetch("pages_without_message", str(lane), older_than, list(held))
+        ]
+
+    async def repage(self, old: Sequence[UUID], new: Sequence[UUID]) -> list[Page]:
+        """Moves the queued jobs of pages to new pages, which the caller must publish."""
+        return [Page(**r) for r in await self._fetch("repage", list(old), list(new))]
+
+
+async def _close(pool: asyncpg.Pool) -> None:
+    try:
+        await asyncio.wait_for(pool.close(), timeout=5)
+    except TimeoutError:
+        pool.terminate()
+
+
+def _real_array(values: Sequence[float] | None) -> str | None:
+    # unnest() flattens nested arrays, so a job's scores travel as the text of an array.
+    return None if values is None else "{" + ",".join(map(repr, values)) + "}"
+
+
+def _error(row: asyncpg.Record) -> JobError | None:
+    code = row["error_code"]
+    return None if code is None else JobError(code=code, message=row["error_message"])
+
+
+def _job(row: asyncpg.Record) -> Job:
+    fields = dict(row)
+    code, message = fields.pop("error_code"), fields.pop("error_message")
+    fields["status"] = JobStatus(fields["status"])
+    fields["error"] = None if code is None else JobError(code=code, message=message)
+    return Job(**fields)
+
+
+def _resolution(row: dict[str, Any]) -> Resolution:
+    about = {k: row.pop(k) for k in ("model_uri", "confidence", "resolved_at", "checked_at") if k in row}
+    return Resolution(version=ModelVersion(**row), **about)

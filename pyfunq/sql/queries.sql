@@ -1,0 +1,248 @@
+-- name: submit
+-- Accepts jobs: they are the ledger's from this statement's commit on.
+INSERT INTO job (id, page_id, batch_id, batch_index, lane, model_uri, rows, max_attempts, expires_at,
+                 input_format, input, params)
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::text[], $7::integer[],
+                     $8::smallint[], $9::timestamptz[], $10::text[], $11::bytea[], $12::bytea[])
+
+-- name: claim
+-- Takes a page's queued jobs ($1) for a worker process ($2) and, where the caps ($3 jobs, $4 rows, $5 bytes) leave
+-- room, further queued jobs of the same model and lane, oldest first. A job that was taken before comes without company.
+WITH own AS MATERIALIZED (
+    SELECT id, model_uri, lane, attempt, rows, octet_length(input) AS bytes
+    FROM job
+    WHERE page_id = $1 AND status = 'queued'
+      AND (not_before IS NULL OR not_before <= now()) AND (expires_at IS NULL OR expires_at > now())
+    ORDER BY id
+    LIMIT $3
+    FOR UPDATE SKIP LOCKED
+), along AS MATERIALIZED (
+    SELECT job.id, job.rows, octet_length(job.input) AS bytes
+    FROM job
+    JOIN (SELECT model_uri, lane FROM own LIMIT 1) AS head USING (model_uri, lane)
+    WHERE status = 'queued' AND attempt = 0 AND page_id <> $1
+      AND not_before IS NULL AND (expires_at IS NULL OR expires_at > now())
+      AND job.rows <= $4 - (SELECT sum(rows) FROM own)
+      AND NOT EXISTS (SELECT FROM own WHERE attempt > 0)
+    ORDER BY job.id
+    LIMIT greatest(0, $3 - (SELECT count(*) FROM own))
+    FOR UPDATE OF job SKIP LOCKED
+), measured AS (
+    SELECT id, sum(rows) OVER upto - rows AS rows_before, sum(bytes) OVER upto - bytes AS bytes_before
+    FROM (SELECT id, rows, bytes, 0 AS rank FROM own UNION ALL SELECT id, rows, bytes, 1 FROM along) AS candidate
+    WINDOW upto AS (ORDER BY rank, id)
+)
+UPDATE job SET status = 'running', attempt = attempt + 1, worker_id = $2, started_at = now()
+FROM (SELECT resolution.version_id, resolution.confidence
+      FROM (SELECT model_uri FROM own LIMIT 1) AS head LEFT JOIN resolution USING (model_uri)) AS resolved
+WHERE id = ANY (ARRAY(SELECT id FROM measured WHERE rows_before < $4 AND bytes_before < $5))
+RETURNING id, attempt, max_attempts, model_uri, rows, input_format, input, params,
+          resolved.version_id, coalesce(resolved.confidence, false) AS confidence
+
+-- name: get_version
+-- A model version by the ledger's id for it.
+SELECT id, name, version, created_ms, source, run_id, experiment_id, signature FROM model_version WHERE id = $1
+
+-- name: resolution
+-- The version that a model URI stands for now, if anyone has resolved it yet.
+SELECT r.confidence, r.resolved_at, r.checked_at,
+       v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
+FROM resolution r JOIN model_version v ON v.id = r.version_id
+WHERE r.model_uri = $1
+
+-- name: resolutions
+-- Every resolution, for the registry watch and for people.
+SELECT r.model_uri, r.confidence, r.resolved_at, r.checked_at,
+       v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
+FROM resolution r JOIN model_version v ON v.id = r.version_id
+ORDER BY r.model_uri
+
+-- name: add_version
+-- Makes a version known; a version that is known keeps its id and its signature.
+INSERT INTO model_version (name, version, created_ms, source, run_id, experiment_id)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (name, version, created_ms, source) DO UPDATE SET run_id = EXCLUDED.run_id
+RETURNING id
+
+-- name: point_resolution
+-- Points a model URI at a version; resolved_at moves only when the version does.
+INSERT INTO resolution (model_uri, version_id, confidence) VALUES ($1, $2, $3)
+ON CONFLICT (model_uri) DO UPDATE
+SET version_id = EXCLUDED.version_id, confidence = EXCLUDED.confidence, checked_at = now(),
+    resolved_at = CASE WHEN resolution.version_id = EXCLUDED.version_id THEN resolution.resolved_at ELSE now() END
+
+-- name: confirm_resolutions
+-- Notes that the registry still says the same of these model URIs.
+UPDATE resolution SET checked_at = now() WHERE model_uri = ANY ($1::text[])
+
+-- name: drop_resolution
+-- Forgets a model URI that the registry no longer has: the next job asks the registry.
+DELETE FROM resolution WHERE model_uri = $1
+
+-- name: set_signature
+-- Keeps a loaded version's signature, so that inputs can be checked at submit.
+UPDATE model_version SET signature = $2 WHERE id = $1 AND signature IS DISTINCT FROM $2
+
+-- name: finish
+-- Records final statuses and results, each guarded by id, status, attempt and worker; returns what was recorded.
+UPDATE job
+SET status = d.status, finished_at = clock_timestamp(), version_id = d.version_id,
+    result_format = d.result_format, result = d.result, confidence = d.confidence::real[],
+    error_code = d.error_code, error_message = d.error_message
+FROM unnest($2::uuid[], $3::smallint[], $4::text[], $5::integer[], $6::text[], $7::bytea[], $8::text[], $9::text[],
+            $10::text[])
+     AS d (id, attempt, status, version_id, result_format, result, confidence, error_code, error_message)
+WHERE job.id = d.id AND job.status = 'running' AND job.attempt = d.attempt AND job.worker_id = $1
+RETURNING job.id
+
+-- name: release
+-- Puts claimed jobs back without burning their attempt, to be taken again after $4 seconds.
+UPDATE job
+SET status = 'queued', attempt = job.attempt - 1, worker_id = NULL, started_at = NULL,
+    not_before = now() + make_interval(secs => $4)
+FROM unnest($2::uuid[], $3::smallint[]) AS d (id, attempt)
+WHERE job.id = d.id AND job.status = 'running' AND job.attempt = d.attempt AND job.worker_id = $1
+RETURNING job.id
+
+-- name: cancel
+-- Withdraws jobs that are not final; a result that arrives later finds no running job.
+UPDATE job SET status = 'cancelled', finished_at = now()
+WHERE id = ANY ($1::uuid[]) AND status IN ('queued', 'running')
+RETURNING id
+
+-- name: cancel_batch
+-- Withdraws a batch's jobs that are not final.
+UPDATE job SET status = 'cancelled', finished_at = now()
+WHERE batch_id = $1 AND status IN ('queued', 'running')
+RETURNING id
+
+-- name: get_jobs
+-- Jobs by id, without inputs and results.
+SELECT j.id, j.status, j.model_uri, j.lane, j.rows, j.attempt, j.max_attempts, j.created_at, j.started_at,
+       j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
+       v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
+       w.hostname || ':' || w.pid AS worker
+FROM job j
+LEFT JOIN model_version v ON v.id = j.version_id
+LEFT JOIN worker w ON w.id = j.worker_id
+WHERE j.id = ANY ($1::uuid[])
+
+-- name: list_jobs
+-- Jobs, newest first, from a cursor ($4: the last id of the page before) on.
+SELECT j.id, j.status, j.model_uri, j.lane, j.rows, j.attempt, j.max_attempts, j.created_at, j.started_at,
+       j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
+       v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
+       w.hostname || ':' || w.pid AS worker
+FROM job j
+LEFT JOIN model_version v ON v.id = j.version_id
+LEFT JOIN worker w ON w.id = j.worker_id
+WHERE ($1::text IS NULL OR j.status = $1) AND ($2::text IS NULL OR j.model_uri = $2)
+  AND ($3::uuid IS NULL OR j.batch_id = $3) AND ($4::uuid IS NULL OR j.id < $4)
+ORDER BY j.id DESC
+LIMIT $5
+
+-- name: get_result
+-- How a job ended, with its result.
+SELECT status, result_format, result, error_code, error_message FROM job WHERE id = $1
+
+-- name: get_input
+-- A job's input as it was stored.
+SELECT input_format, input, params FROM job WHERE id = $1
+
+-- name: final_among
+-- Which of these jobs are final.
+SELECT id FROM job WHERE id = ANY ($1::uuid[]) AND status NOT IN ('queued', 'running')
+
+-- name: open_batch
+-- Begins a batch; its jobs follow.
+INSERT INTO batch (id, model_uri, source) VALUES ($1, $2, $3)
+
+-- name: close_batch
+-- All of a batch's jobs are committed.
+UPDATE batch SET submitted_at = now() WHERE id = $1
+
+-- name: fail_batch
+-- Submitting a batch stopped early.
+UPDATE batch SET error_code = $2, error_message = $3 WHERE id = $1
+
+-- name: get_batch
+SELECT id, model_uri, source, created_at, submitted_at, error_code, error_message FROM batch WHERE id = $1
+
+-- name: count_batch
+-- A batch's jobs and rows by status.
+SELECT status, count(*) AS jobs, sum(rows) AS rows FROM job WHERE batch_id = $1 GROUP BY status
+
+-- name: batch_results
+-- A batch's results in input order, from an index ($2) on.
+SELECT id, batch_index, status, rows, result_format, result, error_code, error_message
+FROM job WHERE batch_id = $1 AND batch_index >= $2
+ORDER BY batch_index LIMIT $3
+
+-- name: beat_heart
+-- Says that a worker process lives.
+INSERT INTO worker (id, hostname, pid) VALUES ($1, $2, $3)
+ON CONFLICT (id) DO UPDATE SET seen_at = now(), stopped_at = NULL
+
+-- name: stop_heart
+-- Says that a worker process ended by itself.
+UPDATE worker SET seen_at = now(), stopped_at = now() WHERE id = $1
+
+-- name: live_workers
+-- Worker processes whose heartbeat is younger than $1 seconds.
+SELECT hostname, pid, started_at, seen_at FROM worker
+WHERE stopped_at IS NULL AND seen_at > now() - make_interval(secs => $1)
+ORDER BY hostname, pid
+
+-- name: rescue_crashed
+-- Takes running jobs from worker processes that stopped or have been silent for $1 seconds: back to the queue, each on a
+-- page of its own, or to `dead` when the attempts are used up.
+WITH lost AS (
+    SELECT job.id FROM job
+    WHERE status = 'running'
+      AND NOT EXISTS (SELECT FROM worker w WHERE w.id = job.worker_id AND w.stopped_at IS NULL
+                      AND w.seen_at > now() - make_interval(secs => $1))
+    ORDER BY job.id
+    LIMIT 10000
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE job
+SET status = CASE WHEN attempt >= max_attempts THEN 'dead' ELSE 'queued' END,
+    finished_at = CASE WHEN attempt >= max_attempts THEN now() END,
+    error_code = CASE WHEN attempt >= max_attempts THEN 'job_dead' END,
+    error_message = CASE WHEN attempt >= max_attempts
+        THEN 'its worker process ended while predicting, ' || attempt || ' times' END,
+    page_id = id
+WHERE id = ANY (ARRAY(SELECT id FROM lost))
+RETURNING id, status
+
+-- name: expire
+-- Ends queued jobs whose deadline has passed.
+UPDATE job SET status = 'expired', finished_at = now(), error_code = 'job_expired',
+               error_message = 'its deadline passed before a worker took it'
+WHERE id = ANY (ARRAY(SELECT id FROM job WHERE status = 'queued' AND expires_at <= now()
+                      ORDER BY expires_at LIMIT 10000 FOR UPDATE SKIP LOCKED))
+RETURNING id
+
+-- name: pages_without_message
+-- Pages of a lane ($1) older than $2 with jobs that are due, except those whose messages a worker holds ($3).
+SELECT page_id FROM job
+WHERE status = 'queued' AND lane = $1 AND page_id < $2 AND page_id <> ALL ($3::uuid[])
+  AND (not_before IS NULL OR not_before <= now())
+GROUP BY page_id
+ORDER BY page_id
+LIMIT 1000
+
+-- name: repage
+-- Gives pages ($1) new ids ($2), so that a page's id stays as old as its message; returns what to publish.
+WITH moved AS (
+    UPDATE job SET page_id = p.new, not_before = NULL
+    FROM unnest($1::uuid[], $2::uuid[]) AS p (old, new)
+    WHERE job.page_id = p.old AND job.status = 'queued' AND (job.not_before IS NULL OR job.not_before <= now())
+    RETURNING job.page_id, job.model_uri, job.lane
+)
+SELECT page_id AS id, min(model_uri) AS model_uri, min(lane) AS lane, count(*) AS jobs FROM moved GROUP BY page_id
+
+-- name: queue_depth
+-- Queued jobs by model and lane.
+SELECT model_uri, lane, count(*) AS jobs, min(created_at) AS oldest FROM job
+WHERE status = 'queued' GROUP BY model_uri, lane ORDER BY model_uri, lane

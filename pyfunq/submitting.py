@@ -1,0 +1,111 @@
+"""Group commit: concurrent submits of one process share a transaction and a message, an idle one waits for nobody."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from uuid import UUID
+
+from pyfunq.errors import QueueUnavailable
+from pyfunq.ids import new_id
+from pyfunq.ledger import Ledger, NewJob, Page
+from pyfunq.queue import Publisher
+
+log = logging.getLogger(__name__)
+
+_FLUSH_JOBS = 5_000
+_FLUSH_BYTES = 16 * 1024 * 1024
+_PAGE_JOBS = 1_000
+
+
+class Submitter:
+    """Gathers jobs while a flush is under way and commits them with the next; then publishes their pages.
+
+    A job is accepted when its transaction is committed. Publishing comes after: when it fails, rescue does it.
+    """
+
+    def __init__(self, ledger: Ledger, publisher: Publisher) -> None:
+        self._ledger = ledger
+        self._publisher = publisher
+        self._waiting: list[tuple[Sequence[NewJob], asyncio.Future[None]]] = []
+        self._flushing: asyncio.Task[None] | None = None
+        self._publishing: set[asyncio.Task[None]] = set()
+
+    async def submit(self, jobs: Sequence[NewJob]) -> None:
+        """Returns when all the jobs are committed; raises LedgerUnavailable when none is."""
+        committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((jobs, committed))
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush_all())
+        await committed
+
+    async def close(self) -> None:
+        """Waits until what was submitted is committed and its messages are sent (or given up)."""
+        if self._flushing is not None:
+            await self._flushing
+        if self._publishing:
+            await asyncio.wait(self._publishing)
+
+    async def _flush_all(self) -> None:
+        try:
+            while self._waiting:
+                await self._flush(self._take())
+        finally:
+            self._flushing = None
+
+    def _take(self) -> list[tuple[Sequence[NewJob], asyncio.Future[None]]]:
+        jobs = size = n = 0
+        for group, _ in self._waiting:
+            n += 1
+            jobs += len(group)
+            size += sum(len(job.input.payload) for job in group)
+            if jobs >= _FLUSH_JOBS or size >= _FLUSH_BYTES:
+                break
+        taken, self._waiting = self._waiting[:n], self._waiting[n:]
+        return taken
+
+    async def _flush(self, groups: list[tuple[Sequence[NewJob], asyncio.Future[None]]]) -> None:
+        placed, pages = paginate([job for group, _ in groups for job in group])
+        try:
+            await self._ledger.submit(placed)
+        except Exception as exc:  # it belongs to those who wait, whatever it is
+            for _, committed in groups:
+                if not committed.done():
+                    committed.set_exception(exc)
+            return
+        for _, committed in groups:
+            if not committed.done():
+                committed.set_result(None)
+        task = asyncio.create_task(self._publish(pages))
+        self._publishing.add(task)
+        task.add_done_callback(self._publishing.discard)
+
+    async def _publish(self, pages: list[Page]) -> None:
+        try:
+            await self._publisher.publish(pages)
+        except QueueUnavailable as exc:
+            log.warning(
+                "%d accepted jobs wait for rescue to publish them: %s", sum(p.jobs for p in pages), exc
+            )
+
+
+def paginate(jobs: Sequence[NewJob]) -> tuple[list[tuple[UUID, NewJob]], list[Page]]:
+    """Puts jobs on pages of one model and lane; chunks of a batch and single jobs get a page, and its id, each."""
+    shelves: dict[tuple[str, str], list[NewJob]] = {}
+    groups: list[list[NewJob]] = []
+    for job in jobs:
+        if job.batch_id is not None:
+            groups.append([job])
+            continue
+        shelf = shelves.setdefault((job.model_uri, str(job.lane)), [])
+        if not shelf:
+            groups.append(shelf)
+        shelf.append(job)
+        if len(shelf) == _PAGE_JOBS:
+            del shelves[job.model_uri, str(job.lane)]
+    placed: list[tuple[UUID, NewJob]] = []
+    pages: list[Page] = []
+    for group in groups:
+        page_id = group[0].id if len(group) == 1 else new_id()
+        placed.extend((page_id, job) for job in group)
+        pages.append(Page(id=page_id, model_uri=group[0].model_uri, lane=str(group[0].lane), jobs=len(group)))
+    return placed, pages

@@ -1,0 +1,103 @@
+"""Waiting for jobs: woken by Redis pub/sub, certain through polling."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable
+from uuid import UUID
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from pyfunq.errors import LedgerUnavailable
+from pyfunq.ledger import Ledger
+from pyfunq.queue import FINISHED_CHANNEL
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 1.0
+_RECONNECT_SECONDS = 1.0
+
+
+class FinishedJobs:
+    """Tells waiters when jobs become final. One subscription and one poll serve all the waiters of a process."""
+
+    def __init__(self, ledger: Ledger, redis_url: str) -> None:
+        self._ledger = ledger
+        self._redis_url = redis_url
+        self._waiters: dict[UUID, set[asyncio.Future[None]]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._listening = asyncio.Event()
+
+    async def wait(self, job_id: UUID) -> None:
+        """Returns once the job is final (or was, before this call); never gives up by itself."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(job_id, set()).add(future)
+        try:
+            await self._start()
+            if await self._ledger.final_among([job_id]):
+                return
+            await future
+        finally:
+            self._drop(job_id, future)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    async def _start(self) -> None:
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._poll())]
+        if not self._listening.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._listening.wait(), timeout=0.5)
+
+    async def _listen(self) -> None:
+        while True:
+            redis = Redis.from_url(self._redis_url, socket_connect_timeout=5, health_check_interval=15)
+            try:
+                async with redis.pubsub(ignore_subscribe_messages=False) as channel:
+                    await channel.subscribe(FINISHED_CHANNEL)
+                    async for message in channel.listen():
+                        if message["type"] == "subscribe":
+                            self._listening.set()
+                        elif message["type"] == "message":
+                            self._wake(_ids(message["data"]))
+            except (RedisError, OSError) as exc:
+                log.debug("no wake-ups while Redis is away (%s); polling goes on", type(exc).__name__)
+            finally:
+                self._listening.clear()
+                with contextlib.suppress(RedisError, OSError):
+                    await redis.aclose()
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            if self._waiters:
+                with contextlib.suppress(LedgerUnavailable):
+                    self._wake(await self._ledger.final_among(list(self._waiters)))
+
+    def _wake(self, ids: Iterable[UUID]) -> None:
+        for job_id in ids:
+            for future in self._waiters.get(job_id, ()):
+                if not future.done():
+                    future.set_result(None)
+
+    def _drop(self, job_id: UUID, future: asyncio.Future[None]) -> None:
+        futures = self._waiters.get(job_id)
+        if futures is not None:
+            futures.discard(future)
+            if not futures:
+                del self._waiters[job_id]
+
+
+def _ids(payload: bytes) -> list[UUID]:
+    return [UUID(bytes=payload[i : i + 16]) for i in range(0, len(payload) - 15, 16)]
+
+
+def announcement(ids: Iterable[UUID]) -> bytes:
+    """What a worker publishes on FINISHED_CHANNEL."""
+    return b"".join(i.bytes for i in ids)

@@ -1,0 +1,276 @@
+"""The ledger's statements against a real PostgreSQL."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownJob
+from pyfunq.ids import new_id
+from pyfunq.inputs import EncodedInput
+from pyfunq.job import JobError, JobStatus, Lane
+from pyfunq.ledger import ClaimedJob, Ledger, ModelVersion, NewJob, Outcome
+
+CAPS = {"max_jobs": 100, "max_rows": 1000, "max_bytes": 1_000_000}
+MODEL = "models:/iris/1"
+
+
+def new_job(model_uri: str = MODEL, *, rows: int = 1, lane: Lane = Lane.BULK, **more: Any) -> NewJob:
+    encoded = EncodedInput(format="split", payload=b'{"columns":["a"],"data":[[1]]}', params=None, rows=rows)
+    return NewJob(id=new_id(), model_uri=model_uri, input=encoded, lane=lane, max_attempts=3, **more)
+
+
+async def submit(ledger: Ledger, *jobs: NewJob) -> UUID:
+    page = new_id()
+    await ledger.submit([(page, job) for job in jobs])
+    return page
+
+
+async def living_worker(ledger: Ledger) -> UUID:
+    worker = new_id()
+    await ledger.beat(worker, "host", 1)
+    return worker
+
+
+def succeeded(job: ClaimedJob) -> Outcome:
+    return Outcome(job=job, status=JobStatus.SUCCEEDED, result_format="json", result=b"[1]")
+
+
+async def test_a_submission_is_all_or_nothing(ledger: Ledger) -> None:
+    good, twin = new_job(), new_job()
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await submit(ledger, good, twin, twin)
+    with pytest.raises(UnknownJob):
+        await ledger.get(good.id)
+
+
+async def test_claim_takes_the_page_then_jobs_of_the_same_model_and_lane(ledger: Ledger) -> None:
+    mine, along = new_job(), new_job()
+    await submit(ledger, along)
+    await submit(ledger, new_job("models:/other/1"))
+    await submit(ledger, new_job(lane=Lane.INTERACTIVE))
+    page = await submit(ledger, mine)
+    claimed = await ledger.claim(page, await living_worker(ledger), **CAPS)
+    assert [job.id for job in claimed] == sorted([mine.id, along.id])
+    assert {job.attempt for job in claimed} == {1}
+    assert (await ledger.get(mine.id)).status is JobStatus.RUNNING
+
+
+async def test_claim_of_a_page_that_is_done_takes_nothing_along(ledger: Ledger) -> None:
+    worker = await living_worker(ledger)
+    page = await submit(ledger, new_job())
+    await ledger.claim(page, worker, **CAPS)
+    await submit(ledger, new_job())
+    assert await ledger.claim(page, worker, **CAPS) == []
+
+
+@pytest.mark.parametrize(
+    ("caps", "taken"),
+    [
+        ({"max_jobs": 2}, 2),
+        ({"max_rows": 25}, 3),  # 10 + 10 are below 25, so a third is begun
+        ({"max_rows": 1}, 1),
+        ({"max_bytes": 1}, 1),
+        ({}, 5),
+    ],
+)
+async def test_caps_end_a_micro_batch_but_never_leave_it_empty(
+    ledger: Ledger, caps: dict[str, int], taken: int
+) -> None:
+    page = await submit(ledger, *(new_job(rows=10) for _ in range(5)))
+    assert len(await ledger.claim(page, await living_worker(ledger), **{**CAPS, **caps})) == taken
+
+
+async def test_two_workers_never_claim_the_same_job(ledger: Ledger) -> None:
+    pages = [await submit(ledger, *(new_job() for _ in range(20))) for _ in range(10)]
+    workers = [await living_worker(ledger) for _ in range(4)]
+    caps = {**CAPS, "max_jobs": 7}
+
+    async def drain(worker: UUID) -> list[UUID]:
+        taken = []
+        for page in pages:
+            while claimed := await ledger.claim(page, worker, **caps):
+                taken += [job.id for job in claimed]
+        return taken
+
+    taken = [job for part in await asyncio.gather(*map(drain, workers)) for job in part]
+    assert len(taken) == len(set(taken)) == 200
+
+
+async def test_a_result_is_recorded_once_and_only_by_the_attempt_that_holds_the_job(ledger: Ledger) -> None:
+    slow, fast = await living_worker(ledger), await living_worker(ledger)
+    page = await submit(ledger, new_job())
+    (held,) = await ledger.claim(page, slow, **CAPS)
+    await ledger.stop_beating(slow)
+    assert await ledger.rescue_crashed(60) == {held.id: JobStatus.QUEUED}
+    (again,) = await ledger.claim(held.id, fast, **CAPS)
+    assert again.attempt == 2
+    assert await ledger.finish(slow, [succeeded(held)]) == set()
+    assert await ledger.finish(slow, [succeeded(again)]) == set(), "another worker's claim is not mine to finish"
+    assert await ledger.finish(fast, [succeeded(again)]) == {held.id}
+    assert await ledger.finish(fast, [succeeded(again)]) == set()
+
+
+async def test_a_job_taken_before_is_claimed_without_company(ledger: Ledger) -> None:
+    worker = await living_worker(ledger)
+    page = await submit(ledger, new_job())
+    (first,) = await ledger.claim(page, worker, **CAPS)
+    await ledger.stop_beating(worker)
+    await ledger.rescue_crashed(60)
+    await submit(ledger, new_job())
+    assert [job.id for job in await ledger.claim(first.id, await living_worker(ledger), **CAPS)] == [first.id]
+
+
+async def test_jobs_of_dead_workers_come_back_until_their_attempts_are_used_up(ledger: Ledger) -> None:
+    job = new_job()
+    page = await submit(ledger, job)
+    for attempt in (1, 2, 3):
+        (claimed,) = await ledger.claim(page, new_id(), **CAPS)  # this worker never beat: it is taken for dead
+        assert claimed.attempt == attempt
+        ended = await ledger.rescue_crashed(60)
+        page = job.id
+    assert ended == {job.id: JobStatus.DEAD}
+    now = await ledger.get(job.id)
+    assert now.error == JobError(code="job_dead", message="its worker process ended while predicting, 3 times")
+
+
+async def test_rescue_leaves_the_jobs_of_living_workers_alone(ledger: Ledger) -> None:
+    worker = await living_worker(ledger)
+    page = await submit(ledger, new_job())
+    await ledger.claim(page, worker, **CAPS)
+    assert await ledger.rescue_crashed(60) == {}
+
+
+async def test_released_jobs_keep_their_attempt_and_wait(ledger: Ledger) -> None:
+    worker = await living_worker(ledger)
+    page = await submit(ledger, new_job())
+    claimed = await ledger.claim(page, worker, **CAPS)
+    await ledger.release(worker, claimed, after_seconds=3600)
+    assert await ledger.claim(page, worker, **CAPS) == [], "not before its time"
+    await ledger.release(worker, claimed, after_seconds=0)
+    assert (await ledger.get(claimed[0].id)).attempt == 0
+    assert (await ledger.get(claimed[0].id)).status is JobStatus.QUEUED
+
+
+async def test_cancelled_jobs_are_not_claimed_and_their_results_not_kept(ledger: Ledger) -> None:
+    worker = await living_worker(ledger)
+    queued, running = new_job(), new_job()
+    page = await submit(ledger, running)
+    claimed = await ledger.claim(page, worker, **CAPS)
+    page = await submit(ledger, queued)
+    assert set(await ledger.cancel([queued.id, running.id])) == {queued.id, running.id}
+    assert await ledger.claim(page, worker, **CAPS) == []
+    assert await ledger.finish(worker, [succeeded(claimed[0])]) == set()
+    assert (await ledger.get(running.id)).status is JobStatus.CANCELLED
+    assert await ledger.cancel([queued.id]) == [], "a final job stays as it is"
+
+
+async def test_a_job_past_its_deadline_is_expired_and_never_claimed(ledger: Ledger) -> None:
+    job = new_job(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    page = await submit(ledger, job)
+    assert await ledger.claim(page, await living_worker(ledger), **CAPS) == []
+    assert await ledger.expire() == [job.id]
+    assert (await ledger.get(job.id)).status is JobStatus.EXPIRED
+
+
+async def test_pages_without_message_move_to_new_pages(ledger: Ledger) -> None:
+    page = await submit(ledger, new_job(), new_job())
+    held = await submit(ledger, new_job())
+    later = new_id()
+    young = await submit(ledger, new_job())
+    assert young > later
+    assert await ledger.pages_without_message(Lane.BULK, older_than=later, held=[held]) == [page]
+    assert await ledger.pages_without_message(Lane.INTERACTIVE, older_than=later, held=[held]) == []
+    (moved,) = await ledger.repage([page], [new_id()])
+    assert (moved.jobs, moved.model_uri, moved.lane) == (2, MODEL, "bulk")
+    worker = await living_worker(ledger)
+    caps = {**CAPS, "max_jobs": 2}
+    assert await ledger.claim(page, worker, **caps) == [], "the old message finds nothing"
+    assert len(await ledger.claim(moved.id, worker, **caps)) == 2
+
+
+async def test_a_uri_comes_to_stand_for_another_version(ledger: Ledger) -> None:
+    uri = "models:/iris@champion"
+    one = ModelVersion(
+        name="iris", version="1", created_ms=1, source="models:/m-1", run_id="r1", experiment_id="e1"
+    )
+    two = ModelVersion(
+        name="iris", version="2", created_ms=2, source="models:/m-2", run_id="r2", experiment_id="e1"
+    )
+    first = await ledger.point(uri, one, confidence=False)
+    before = await ledger.resolution(uri)
+    assert (await ledger.point(uri, one, confidence=False)).id == first.id
+    same = await ledger.resolution(uri)
+    assert before is not None
+    assert same is not None
+    assert same.resolved_at == before.resolved_at, "confirmed, not moved"
+    await ledger.point(uri, two, confidence=True)
+    page = await submit(ledger, new_job(uri))
+    (job,) = await ledger.claim(page, await living_worker(ledger), **CAPS)
+    assert job.version_id is not None
+    assert (await ledger.version(job.version_id)).version == "2"
+    assert job.confidence
+    await ledger.forget(uri)
+    assert await ledger.resolution(uri) is None
+
+
+async def test_the_view_shows_succeeded_jobs_flat(ledger: Ledger, database_url: str) -> None:
+    version = await ledger.point(
+        MODEL,
+        ModelVersion(
+            name="iris", version="1", created_ms=1, source="models:/m-1", run_id="run", experiment_id="7"
+        ),
+        confidence=True,
+    )
+    worker = await living_worker(ledger)
+    page = await submit(ledger, new_job(), new_job())
+    good, bad = await ledger.claim(page, worker, **CAPS)
+    await ledger.finish(
+        worker,
+        [
+            Outcome(
+                job=good,
+                status=JobStatus.SUCCEEDED,
+                version_id=version.id,
+                result_format="json",
+                result=b'["setosa"]',
+                confidence=[0.75],
+            ),
+            Outcome(job=bad, status=JobStatus.FAILED, error=JobError(code="model_raised", message="x")),
+        ],
+    )
+    connection = await asyncpg.connect(database_url)
+    rows = await connection.fetch("SELECT * FROM model_predictions")
+    await connection.close()
+    assert len(rows) == 1
+    row = rows[0]
+    assert (row["job_id"], row["model_name"], row["model_version"], row["run_id"], row["experiment_id"]) == (
+        *(good.id, "iris", "1", "run", "7"),
+    )
+    assert (row["prediction"], row["confidence_score"], row["worker"]) == ('["setosa"]', 0.75, "host:1")
+    assert row["total_ms"] >= row["run_ms"] > 0
+
+
+async def test_listing_pages_from_newest_to_oldest(ledger: Ledger) -> None:
+    jobs = [new_job() for _ in range(5)]
+    await submit(ledger, *jobs)
+    first = await ledger.list_jobs(limit=3)
+    rest = await ledger.list_jobs(limit=3, before=first[-1].id)
+    assert [job.id for job in first + rest] == [job.id for job in reversed(jobs)]
+    assert await ledger.list_jobs(status=JobStatus.FAILED) == []
+
+
+async def test_an_empty_database_says_what_to_do(servers: Any) -> None:
+    empty = servers.database.replace("/pyfunq?", "/postgres?")
+    async with Ledger.open(empty) as ledger:
+        with pytest.raises(MigrationNeeded, match="pyfunq migrate"):
+            await ledger.list_jobs()
+
+
+async def test_postgres_that_is_away_is_named(tmp_path: Any) -> None:
+    with pytest.raises(LedgerUnavailable, match="Postgres cannot be reached"):
+        async with Ledger.open(f"postgresql://postgres@/pyfunq?host={tmp_path}"):
+            pass

@@ -1,0 +1,438 @@
+"""A worker process's steps, in this process, on real servers and models."""
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.pyfunc import PythonModel
+from redis import Redis
+from sklearn.linear_model import LinearRegression
+
+from pyfunq.client import AsyncClient
+from pyfunq.errors import JobFailed
+from pyfunq.ids import new_id
+from pyfunq.job import Job, JobStatus, Lane
+from pyfunq.ledger import Ledger
+from pyfunq.queue import Publisher, make_app
+from pyfunq.settings import Settings
+from tests.conftest import RegisterModel
+from worker.process import WorkerProcess
+from worker.registry import changes, write_changes
+from worker.rescue import rescue
+from worker.run_batch import run_jobs, run_page
+
+IRIS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
+SETOSA, VIRGINICA = [5.1, 3.5, 1.4, 0.2], [6.3, 2.9, 5.6, 1.8]
+
+
+def split(*rows: list[Any], columns: list[str] = IRIS) -> dict[str, Any]:
+    return {"dataframe_split": {"columns": columns, "data": list(rows)}}
+
+
+@pytest.fixture
+def process(settings: Settings) -> Iterator[WorkerProcess]:
+    process = WorkerProcess(settings)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(settings) as opened:
+        yield opened
+
+
+@dataclass
+class Work:
+    """Plays the Celery worker: takes what is queued, page by page."""
+
+    process: WorkerProcess
+    ledger: Ledger
+
+    async def all(self) -> None:
+        import asyncio
+
+        for job in await self.ledger.list_jobs(status=JobStatus.QUEUED, limit=1000):
+            # A page of one job has the job's id; others are found as a restarted queue would find them.
+            await asyncio.to_thread(run_page, self.process, job.id)
+        lanes = [page for lane in Lane for page in await self.ledger.pages_without_message(lane, older_than=new_id(), held=[])]
+        for page in lanes:
+            await asyncio.to_thread(run_page, self.process, page)
+
+
+@pytest.fixture
+def work(process: WorkerProcess, ledger: Ledger) -> Work:
+    return Work(process, ledger)
+
+
+class Moody(PythonModel):
+    """Fails on x == 13, answers too few rows on x == 14, sleeps never: 2x otherwise."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        if (model_input["x"] == 13).any():
+            raise ValueError(f"unlucky row {model_input['x'].tolist()}")
+        if (model_input["x"] == 14).any():
+            return (model_input["x"] * 2).to_numpy()[:-1]
+        return (model_input["x"] * 2).to_numpy()
+
+
+@pytest.fixture(scope="session")
+def moody_model(register: RegisterModel) -> str:
+    register("moody", Moody(), None)
+    return "models:/moody/1"
+
+
+@pytest.mark.parametrize(
+    ("uri", "version"),
+    [
+        ("models:/iris/1", "1"),
+        ("models:/iris/2", "2"),
+        ("models:/iris/Production", "1"),
+        ("models:/iris/production", "1"),
+        ("models:/iris@champion", "2"),
+        ("models:/iris@first", "1"),
+        ("models:/iris/latest", "2"),
+    ],
+)
+async def test_every_kind_of_uri_is_resolved_and_the_version_recorded(
+    client: AsyncClient, work: Work, iris_model: str, uri: str, version: str
+) -> None:
+    job = await client.submit(uri, split(SETOSA, VIRGINICA))
+    await work.all()
+    done = await client.get(job)
+    assert (done.status, done.model_name, done.model_version) == (JobStatus.SUCCEEDED, "iris", version)
+    assert done.run_id
+    assert done.experiment_id
+    assert await client.result(job) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("models:/nope/1", "no registered model named 'nope'"),
+        ("models:/iris/99", "model 'iris' has no version 99"),
+        ("models:/iris@nobody", "model 'iris' has no alias 'nobody'; its aliases: champion, first"),
+        ("models:/iris/Staging", r"model 'iris' has no version in stage Staging; its latest versions: .*1 \(Production\)"),
+    ],
+)
+async def test_what_the_registry_lacks_fails_the_job_and_is_named(
+    client: AsyncClient, work: Work, iris_model: str, uri: str, says: str
+) -> None:
+    job = await client.submit(uri, split(SETOSA))
+    await work.all()
+    with pytest.raises(JobFailed, match=says) as caught:
+        await client.result(job)
+    assert caught.value.error_code == "model_not_found"
+
+
+async def test_a_model_id_needs_no_registered_name(client: AsyncClient, work: Work, servers: Any, iris_model: str) -> None:
+    import mlflow
+
+    source = mlflow.MlflowClient(servers.mlflow).get_model_version("iris", "1").source
+    job = await client.submit(source, split(SETOSA))
+    await work.all()
+    assert await client.result(job) == [0]
+
+
+async def test_runs_uris_need_the_operators_word(settings: Settings, ledger: Ledger, servers: Any, iris_model: str) -> None:
+    import asyncio
+
+    import mlflow
+
+    run = mlflow.MlflowClient(servers.mlflow).get_model_version("iris", "1").run_id
+    allowing = settings.model_copy(update={"allowed_models": ("runs:/*",)})
+    async with AsyncClient(allowing) as client:
+        job = await client.submit(f"runs:/{run}/model", split(SETOSA))
+        for policy, status in ((settings, JobStatus.FAILED), (allowing, JobStatus.SUCCEEDED)):
+            job = await client.submit(f"runs:/{run}/model", split(SETOSA))
+            process = WorkerProcess(policy)
+            await asyncio.to_thread(run_page, process, job.id)
+            process.close()
+            assert (await client.get(job)).status is status
+
+
+async def test_micro_batched_jobs_have_the_answers_that_they_have_alone(
+    client: AsyncClient, work: Work, iris_model: str
+) -> None:
+    rows = np.random.default_rng(3).uniform(0.1, 7.9, size=(64, 4)).round(2).tolist()
+    together = await client.submit_many("models:/iris/1", [split(row) for row in rows])
+    await work.all()
+    answers = [await client.result(job) for job in together]
+    started = {job.started_at for job in [await client.get(j) for j in together]}
+    assert len(started) == 1, "they were one micro-batch"
+    for row, answer in zip(rows[:8], answers[:8], strict=True):
+        alone = await client.submit("models:/iris/1", split(row))
+        await work.all()
+        assert await client.result(alone) == answer
+    assert len({a[0] for a in answers}) > 1
+
+
+async def test_one_bad_job_fails_alone_with_its_reason(client: AsyncClient, work: Work, moody_model: str) -> None:
+    jobs = await client.submit_many(moody_model, [split([x], columns=["x"]) for x in range(64)])
+    await work.all()
+    for x, job in enumerate(jobs):
+        if x == 13:
+            with pytest.raises(JobFailed, match="ValueError: unlucky row") as caught:
+                await client.result(job)
+            assert caught.value.error_code == "model_raised"
+            assert "13" not in str(caught.value).split("unlucky row")[1]
+        elif x == 14:
+            assert await client.result(job) == [], "alone, whatever the model answers is the answer"
+        else:
+            assert await client.result(job) == [2 * x]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        (split([1.0, 2.0, 3.0], columns=IRIS[:3]), "petal_width"),
+        (split([1.0, 2.0, 3.0, 4.0, 5.0], columns=[*IRIS, "extra"]), "extra"),
+        (split([1.0, 2.0, 3.0, "wide"]), "petal_width"),
+    ],
+)
+async def test_what_a_signature_refuses_fails_at_the_worker_first_and_then_at_submit(
+    client: AsyncClient, settings: Settings, work: Work, iris_model: str, inputs: dict[str, Any], says: str
+) -> None:
+    good, bad = await client.submit_many("models:/iris/1", [split(SETOSA), inputs])
+    await work.all()
+    assert await client.result(good) == [0]
+    with pytest.raises(JobFailed, match=says) as caught:
+        await client.result(bad)
+    assert caught.value.error_code == "invalid_input"
+    from pyfunq.errors import InvalidInput
+
+    async with AsyncClient(settings) as later:
+        with pytest.raises(InvalidInput, match=says):
+            await later.submit("models:/iris/1", inputs)
+        assert len(await later.list()) == 2, "nothing was written"
+
+
+async def test_frames_keep_their_index_and_large_ones_become_several_jobs(
+    settings: Settings, process: WorkerProcess, ledger: Ledger, iris_model: str
+) -> None:
+    import asyncio
+
+    small = settings.model_copy(update={"chunk_rows": 4})
+    df = pd.DataFrame([SETOSA, VIRGINICA] * 5, columns=IRIS, index=list("abcdefghij"))
+    async with AsyncClient(small) as client:
+        asked = asyncio.create_task(client.predict("models:/iris/1", df, timeout=30))
+        while not asked.done():
+            await Work(process, ledger).all()
+            await asyncio.sleep(0.02)
+        answer = asked.result()
+    assert answer.tolist() == [0, 2] * 5
+    assert answer.index.tolist() == list("abcdefghij")
+    assert len(await ledger.list_jobs()) == 3
+
+
+async def test_confidence_is_recorded_where_it_is_asked_for(
+    settings: Settings, client: AsyncClient, ledger: Ledger, database_url: str, iris_model: str
+) -> None:
+    import asyncio
+
+    import asyncpg
+
+    process = WorkerProcess(settings.model_copy(update={"confidence": True}))
+    job = await client.submit("models:/iris/1", split(SETOSA, VIRGINICA))
+    await asyncio.to_thread(run_page, process, job.id)
+    process.close()
+    connection = await asyncpg.connect(database_url)
+    scores = await connection.fetchval("SELECT confidence_scores FROM model_predictions WHERE job_id = $1", job.id)
+    await connection.close()
+    assert len(scores) == 2
+    assert all(0.5 < score <= 1 for score in scores)
+
+
+async def test_the_watch_follows_an_alias_and_a_stage(
+    client: AsyncClient, work: Work, process: WorkerProcess, ledger: Ledger, register: RegisterModel, servers: Any
+) -> None:
+    import mlflow
+
+    x = pd.DataFrame({"x": [0.0, 1.0, 2.0]})
+    register("moving", LinearRegression().fit(x, [0.0, 1.0, 2.0]), x, alias="live", stage="Production")
+    uris = ("models:/moving@live", "models:/moving/Production", "models:/moving/latest")
+
+    async def answers() -> list[float]:
+        jobs = [await client.submit(uri, split([3.0], columns=["x"])) for uri in uris]
+        await work.all()
+        return [round((await client.result(job))[0], 6) for job in jobs]
+
+    async def watch() -> int:
+        import asyncio
+
+        known = await ledger.resolutions()
+        changed, same = await asyncio.to_thread(changes, process.registry, known, False)
+        await write_changes(ledger, changed, same)
+        return len(changed)
+
+    assert await answers() == [3.0, 3.0, 3.0]
+    assert await watch() == 0
+    register("moving", LinearRegression().fit(x, [0.0, 2.0, 4.0]), x)
+    assert await watch() == 1, "only `latest` moved"
+    assert await answers() == [3.0, 3.0, 6.0]
+    registry = mlflow.MlflowClient(servers.mlflow)
+    registry.set_registered_model_alias("moving", "live", "2")
+    with pytest.warns(FutureWarning):
+        registry.transition_model_version_stage("moving", "2", "Production", archive_existing_versions=True)
+    assert await watch() == 2
+    assert await answers() == [6.0, 6.0, 6.0]
+    registry.delete_registered_model_alias("moving", "live")
+    assert await watch() == 1
+    job = await client.submit(uris[0], split([3.0], columns=["x"]))
+    await work.all()
+    with pytest.raises(JobFailed, match="has no alias 'live'"):
+        await client.result(job)
+
+
+async def test_with_mlflow_away_loaded_models_go_on_and_others_wait(
+    settings: Settings, client: AsyncClient, ledger: Ledger, iris_model: str
+) -> None:
+    import asyncio
+
+    async def run(process: WorkerProcess, uri: str) -> Job:
+        job = await client.submit(uri, split(SETOSA))
+        await asyncio.to_thread(run_page, process, job.id)
+        return await client.get(job)
+
+    seen = WorkerProcess(settings)
+    assert (await run(seen, "models:/iris@champion")).status is JobStatus.SUCCEEDED
+    seen.close()
+    # A restarted worker: nothing in memory, the files on the host, the registry not answering.
+    process = WorkerProcess(settings.model_copy(update={"mlflow_tracking_uri": "http://127.0.0.1:9"}))
+    assert (await run(process, "models:/iris@champion")).status is JobStatus.SUCCEEDED
+    waiting = await run(process, "models:/iris@first")
+    process.close()
+    assert (waiting.status, waiting.attempt) == (JobStatus.QUEUED, 0)
+
+
+async def test_a_broken_model_fails_its_jobs_without_being_loaded_again_and_again(
+    client: AsyncClient, process: WorkerProcess, work: Work, iris_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import worker.model_cache
+
+    loads = []
+    real = worker.model_cache.mlflow.pyfunc.load_model
+
+    def load_model(path: str, **options: Any) -> Any:
+        loads.append(path)
+        (next(iter(__import__("pathlib").Path(path).glob("MLmodel")))).write_text("flavors: {python_function: {loader_module: not_there}}\nmodel_uuid: x\n")
+        return real(path, **options)
+
+    monkeypatch.setattr(worker.model_cache.mlflow.pyfunc, "load_model", load_model)
+    for _ in range(3):
+        job = await client.submit("models:/iris/2", split(SETOSA))
+        await work.all()
+        with pytest.raises(JobFailed, match="needs the module 'not_there', which is not installed here"):
+            await client.result(job)
+    assert len(loads) == 1
+
+
+async def test_rescue_publishes_what_lost_its_message_and_nothing_else(
+    settings: Settings, client: AsyncClient, process: WorkerProcess, ledger: Ledger, redis_url: str, iris_model: str
+) -> None:
+    import asyncio
+
+    eager = settings.model_copy(update={"publish_grace_seconds": 0.001})
+    process.settings = eager
+    publisher = Publisher(make_app(settings))
+    jobs = await client.submit_many("models:/iris/1", [split(SETOSA) for _ in range(3)])
+    with Redis.from_url(redis_url) as redis:
+        while redis.llen("interactive") == 0:
+            await asyncio.sleep(0.01)
+        assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 0, "the message is there"
+        redis.flushdb()
+        assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 3
+        assert redis.llen("interactive") == 1
+        assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 0, "no storm"
+    publisher.close()
+    await Work(process, ledger).all()
+    assert [await client.result(job) for job in jobs] == [[0]] * 3
+
+
+async def test_a_defect_of_ours_fails_jobs_instead_of_leaving_them_running(
+    client: AsyncClient, process: WorkerProcess, iris_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    import worker.run_batch
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("secret value")
+
+    monkeypatch.setattr(worker.run_batch, "layout_key", broken)
+    job = await client.submit("models:/iris/1", split(SETOSA))
+    await asyncio.to_thread(run_page, process, job.id)
+    now = await client.get(job)
+    assert now.error is not None
+    assert (now.status, now.error.code, now.error.message) == (
+        *(JobStatus.FAILED, "internal", "internal error: RuntimeError"),
+    )
+
+
+async def test_the_cache_keeps_its_bounds_and_never_drops_what_is_in_use(
+    settings: Settings, ledger: Ledger, iris_model: str, moody_model: str
+) -> None:
+    import asyncio
+
+    process = WorkerProcess(settings.model_copy(update={"model_cache_count": 1}))
+    versions = {}
+    for uri in ("models:/iris/1", "models:/iris/2", moody_model):
+        from pyfunq.model_uri import parse_model_uri
+
+        found = await asyncio.to_thread(process.registry.resolve, parse_model_uri(uri))
+        versions[uri] = found.version
+    with process.models.use("models:/iris/1", versions["models:/iris/1"]) as held:
+        with process.models.use("models:/iris/2", versions["models:/iris/2"]):
+            assert len(process.models.loaded()) == 2, "both are in use"
+        assert list(process.models.loaded()) == ["models:/iris/1"]
+        with process.models.use("models:/iris/1", versions["models:/iris/1"]) as again:
+            assert again is held
+    with process.models.use(moody_model, versions[moody_model]):
+        assert list(process.models.loaded()) == [moody_model]
+    process.close()
+
+
+async def test_a_version_is_loaded_once_for_all_who_wait_for_it(
+    settings: Settings, process: WorkerProcess, iris_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    import worker.model_cache
+    from pyfunq.model_uri import parse_model_uri
+
+    loads = []
+    real = worker.model_cache.load
+
+    def counted(*args: Any) -> Any:
+        loads.append(threading.get_ident())
+        return real(*args)
+
+    monkeypatch.setattr(worker.model_cache, "load", counted)
+    version = (await asyncio.to_thread(process.registry.resolve, parse_model_uri("models:/iris/1"))).version
+
+    def use() -> UUID:
+        with process.models.use("models:/iris/1", version) as model:
+            return id(model)
+
+    assert len(set(await asyncio.gather(*(asyncio.to_thread(use) for _ in range(8))))) == 1
+    assert len(loads) == 1
+    assert not list((settings.home / "models").glob(".download-*"))
+
+
+async def test_jobs_of_one_claim_end_even_if_some_were_cancelled_meanwhile(
+    client: AsyncClient, process: WorkerProcess, ledger: Ledger, iris_model: str
+) -> None:
+    import asyncio
+
+    jobs = await client.submit_many("models:/iris/1", [split(SETOSA), split(VIRGINICA)])
+    (page,) = await ledger.pages_without_message(Lane.INTERACTIVE, older_than=new_id(), held=[])
+    claimed = await asyncio.to_thread(process.claim, page)
+    await client.cancel(jobs[0])
+    assert sorted(await asyncio.to_thread(run_jobs, process, claimed)) == ["not kept", "succeeded"]
+    assert (await client.get(jobs[0])).status is JobStatus.CANCELLED
+    assert await client.result(jobs[1]) == [2]

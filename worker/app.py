@@ -1,0 +1,103 @@
+"""The worker's composition root: the Celery app, its signals and its beat schedule (`celery -A worker.app worker`)."""
+
+import gc
+import importlib
+import os
+import threading
+from typing import Any
+
+from celery.signals import (
+    celeryd_after_setup,
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutdown,
+)
+
+from pyfunq.environment import load_settings
+from pyfunq.queue import CONTROL_QUEUE, TASK_REGISTRY_WATCH, TASK_RESCUE, make_app
+from worker.tasks import register
+
+# Read by MLflow when it first asks a server; its own defaults block a call for minutes when the server is away.
+_MLFLOW_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+# Imported before the fork, so that children share the memory and start at once.
+_HEAVY_MODULES = ("mlflow.pyfunc", "pandas", "pyarrow", "sklearn.base")
+
+for _name, _value in _MLFLOW_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+settings = load_settings()
+app = make_app(settings)
+app.conf.beat_schedule = {
+    name: {
+        "task": name,
+        "schedule": seconds,
+        "options": {"queue": CONTROL_QUEUE, "expires": max(1.0, seconds * 2)},
+    }
+    for name, seconds in (
+        (TASK_REGISTRY_WATCH, settings.registry_watch_seconds),
+        (TASK_RESCUE, settings.rescue_seconds),
+    )
+}
+
+
+class _ProcessHolder:
+    """The WorkerProcess of the process that asks: made on first use, and never carried over a fork."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: Any = None
+        self._pid = 0
+
+    def get(self) -> Any:
+        from worker.process import WorkerProcess
+
+        with self._lock:
+            if self._process is None or self._pid != os.getpid():
+                self._process, self._pid = WorkerProcess(settings), os.getpid()
+            return self._process
+
+    def close(self) -> None:
+        with self._lock:
+            if self._process is not None and self._pid == os.getpid():
+                self._process.close()
+            self._process = None
+
+
+_holder = _ProcessHolder()
+register(app, _holder.get)
+
+
+@celeryd_after_setup.connect
+def _take_control_tasks_first(sender: str, instance: Any, **_: Any) -> None:
+    queues = instance.app.amqp.queues
+    lanes = [name for name in queues.consume_from if name != CONTROL_QUEUE]
+    queues.select([CONTROL_QUEUE, *lanes])
+
+
+@worker_init.connect
+def _import_before_fork(**_: Any) -> None:
+    for module in _HEAVY_MODULES:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+
+
+@worker_process_init.connect
+def _start_process(**_: Any) -> None:
+    _holder.get()
+
+
+@worker_process_shutdown.connect
+def _stop_process(**_: Any) -> None:
+    _holder.close()
+
+
+@worker_shutdown.connect
+def _stop_parent(**_: Any) -> None:
+    _holder.close()

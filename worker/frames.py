@@ -1,0 +1,328 @@
+"""Encoded inputs to what `pyfunc.predict` takes: one frame for many jobs, with the values each has alone."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain
+from types import NoneType
+from typing import Any
+
+import numpy as np
+import orjson
+import pandas as pd
+import pyarrow as pa
+from mlflow.types import DataType, Schema
+from mlflow.types.schema import AnyType
+
+from pyfunq.errors import InvalidInput
+from worker.columns import (
+    OBJECT,
+    Name,
+    Target,
+    Vector,
+    alone,
+    cast,
+    cast_arrow,
+    check_types,
+    column_target,
+    listed,
+    tensor_target,
+)
+from worker.error_text import model_error_text
+from worker.predictions import encode_output, split_output
+
+__all__ = ["build_frame", "encode_output", "layout_key", "model_error_text", "split_output"]
+
+Frame = pd.DataFrame | Vector | dict[str, Vector]
+Tensors = list[Any] | dict[str, list[Any]]
+Columns = tuple[list[Name], list[Sequence[Any]]]
+
+
+def layout_key(format: str, payload: bytes, schema: Schema | None) -> Hashable:
+    """Jobs with equal keys may share a frame, and each then has the values and dtypes that it has alone.
+
+    Raises InvalidInput where the payload is not in the format.
+    """
+    if format == "arrow":
+        return _arrow_key(_read_arrow(payload), schema)
+    if format == "split":
+        names, columns = _read_split(payload)
+        return ("split", tuple(names), _kinds(names, columns, schema))
+    tensors = _read_tensor(payload, schema)
+    if schema is None or schema.is_tensor_spec():
+        arrays = {name: _array(rows, None, name) for name, rows in _named(tensors).items()}
+        # Numbers are cast to the schema's type, whatever they came as.
+        is_cast = schema is not None and all(spec.type.kind in "biuf" for spec in schema.inputs)
+        kinds = {name: "" if is_cast else array.dtype.kind for name, array in arrays.items()}
+        shapes = tuple((name, array.shape[1:], kinds[name]) for name, array in arrays.items())
+        return ("tensor", isinstance(tensors, dict), shapes)
+    names, columns = _tensor_columns(tensors, schema)
+    return ("tensor columns", tuple(names), _kinds(names, columns, schema))
+
+
+def build_frame(format: str, payloads: Sequence[bytes], schema: Schema | None) -> Frame:
+    """One frame with the rows of all payloads in order; their `layout_key` must be equal.
+
+    `split` and `arrow` give a DataFrame. `tensor` gives an ndarray or a dict of them, but a DataFrame where
+    the signature is of columns. With a schema the columns come in its order and in its types. Raises
+    InvalidInput, which names the column and the expected type, where a value cannot have it.
+    """
+    if format == "arrow":
+        return _arrow_frame(pa.concat_tables([_read_arrow(payload) for payload in payloads]), schema)
+    if format == "split":
+        parts = [_read_split(payload) for payload in payloads]
+        return _frame(parts[0][0], _join([columns for _, columns in parts]), schema)
+    tensors = [_read_tensor(payload, schema) for payload in payloads]
+    if schema is None or schema.is_tensor_spec():
+        return _tensors(tensors, schema)
+    parts = [_tensor_columns(part, schema) for part in tensors]
+    return _frame(parts[0][0], _join([columns for _, columns in parts]), schema)
+
+
+# Reading the formats.
+
+
+def _load(payload: bytes) -> dict[str, Any]:
+    try:
+        body = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput("the stored input is not JSON") from error
+    if not isinstance(body, dict):
+        raise InvalidInput("the stored input is not a JSON object")
+    return body
+
+
+def _read_split(payload: bytes) -> Columns:
+    body = _load(payload)
+    names, rows = body.get("columns"), body.get("data")
+    if not isinstance(names, list) or not isinstance(rows, list) or set(map(type, names)) - {str}:
+        raise InvalidInput("expected columns, a list of texts, and data, a list of rows")
+    if len(set(names)) < len(names):
+        raise InvalidInput(f"columns given twice: {listed([n for n in names if names.count(n) > 1])}")
+    if set(map(type, rows)) - {list} or any(len(row) != len(names) for row in rows):
+        raise InvalidInput(f"every row of data must be a list of {len(names)} values, one a column")
+    return names, list(zip(*rows, strict=True)) if rows else [() for _ in names]
+
+
+def _read_arrow(payload: bytes) -> pa.Table:
+    try:
+        table = pa.ipc.open_stream(payload).read_all()
+        # An offset beyond its buffer would otherwise be read as memory.
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidInput("the stored input is not an Arrow stream") from error
+    names = table.column_names
+    if len(set(names)) < len(names):
+        raise InvalidInput(f"columns given twice: {listed([n for n in names if names.count(n) > 1])}")
+    return table.replace_schema_metadata(None)
+
+
+def _read_tensor(payload: bytes, schema: Schema | None) -> Tensors:
+    """Rows, or a list of rows for each name; a list of records is turned into the latter, as MLflow does.
+
+    A scalar is one row; so is an object without lists, or for a signature with nested types.
+    """
+    body = _load(payload)
+    if body.keys() not in ({"instances"}, {"inputs"}):
+        raise InvalidInput("expected instances or inputs")
+    (tensors,) = body.values()
+    is_nested = schema is not None and not schema.is_tensor_spec() and _has_nested(schema)
+    if isinstance(tensors, dict):
+        if is_nested or not any(isinstance(values, list) for values in tensors.values()):
+            return {name: [value] for name, value in tensors.items()}
+        if set(map(type, tensors.values())) != {list} or len(set(map(len, tensors.values()))) > 1:
+            raise InvalidInput("all inputs must be lists with the same number of rows")
+        return tensors
+    rows = tensors if isinstance(tensors, list) else [tensors]
+    if not any(isinstance(row, dict) for row in rows):
+        return rows
+    if not all(isinstance(row, dict) for row in rows):
+        raise InvalidInput("either all instances must be objects or none")
+    names = list(dict.fromkeys(chain.from_iterable(rows)))
+    if not is_nested and any(len(row) < len(names) for row in rows):
+        raise InvalidInput("all instances must be objects with the same names")
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _has_nested(schema: Schema) -> bool:
+    return any(not isinstance(spec.type, DataType) for spec in schema.inputs)
+
+
+# Which type each column gets.
+
+
+def _kinds(names: Sequence[Name], columns: Sequence[Sequence[Any]], schema: Schema | None) -> Hashable:
+    """What, beside its name, decides a column's dtype.
+
+    With a schema the dtype is fixed, and so nothing, but for these: MLflow leaves the type of AnyType columns
+    to pandas, booleans with nulls stay objects, and a tensor signature takes lists and scalars as columns.
+    """
+    if schema is None:
+        return tuple([alone(values).name for values in columns])
+    if schema.is_tensor_spec():
+        return tuple(list in set(map(type, values)) for values in columns)
+    return tuple((place, alone(columns[place]).name) for place in _sensitive(names, schema))
+
+
+def _sensitive(names: Sequence[Name], schema: Schema) -> list[int]:
+    """Positions of the columns whose dtype depends on their values although there is a column schema."""
+    specs = [spec for spec in schema.inputs if spec.type == DataType.boolean or type(spec.type) is AnyType]
+    if schema.has_input_names():
+        return [names.index(spec.name) for spec in specs if spec.name in names]
+    return [place for place, spec in enumerate(schema.inputs[: len(names)]) if spec in specs]
+
+
+def _plan(names: Sequence[Name], schema: Schema) -> list[tuple[int, Name, Target]]:
+    """Position, name and type of each column that the model takes, in its order."""
+    specs = schema.inputs
+    types = [column_target(spec.type) for spec in specs]
+    if schema.has_input_names():
+        wanted = [spec.name for spec in specs]
+        missing = [spec.name for spec in specs if spec.required and spec.name not in names]
+        extra = [name for name in names if name not in set(wanted)]
+        if missing or extra:
+            said = [f"missing columns: {listed(missing)}"] if missing else []
+            said += [f"columns that the model does not take: {listed(extra)}"] if extra else []
+            raise InvalidInput("; ".join(said), field=str((missing or extra)[0]))
+        places = {name: place for place, name in enumerate(names)}
+        return [(places[name], name, t) for name, t in zip(wanted, types, strict=True) if name in places]
+    if schema.is_tensor_spec():
+        shape = specs[0].shape
+        expected = shape[1] if len(shape) == 2 and shape[1] != -1 else len(names)
+        types = types[:1] * len(names)
+        # One column of lists can hold the rows of any shape.
+        expected = len(names) if len(names) == 1 else expected
+    else:
+        expected = len(types)
+    if len(names) != expected:
+        raise InvalidInput(f"the model takes {expected} columns, not {len(names)}")
+    return [(place, name, t) for place, (name, t) in enumerate(zip(names, types, strict=True))]
+
+
+# Building.
+
+
+def _join(parts: Sequence[Sequence[Sequence[Any]]]) -> list[Sequence[Any]]:
+    if len(parts) == 1:
+        return list(parts[0])
+    return [list(chain.from_iterable(columns)) for columns in zip(*parts, strict=True)]
+
+
+def _frame(names: Sequence[Name], columns: Sequence[Sequence[Any]], schema: Schema | None) -> pd.DataFrame:
+    if schema is None:
+        plan = [(place, name, alone(columns[place])) for place, name in enumerate(names)]
+    else:
+        plan = _plan(names, schema)
+    is_tensor = schema is not None and schema.is_tensor_spec()
+    data = {}
+    for place, name, target in plan:
+        values = columns[place]
+        if is_tensor and values and isinstance(values[0], list):
+            target = OBJECT
+        data[name] = cast(values, target, name)
+    return pd.DataFrame(data, copy=False)
+
+
+# Arrow.
+
+
+def _arrow_key(table: pa.Table, schema: Schema | None) -> Hashable:
+    """The Arrow schema and, where pandas would take another dtype for it, which columns hold nulls."""
+    places = list(range(table.num_columns))
+    if schema is not None:
+        places = [] if schema.is_tensor_spec() else _sensitive(table.column_names, schema)
+    facts: list[Hashable] = []
+    for column in map(table.column, places):
+        categories = None
+        if schema is None and pa.types.is_dictionary(column.type):
+            # As one column they would become a categorical with the categories of all.
+            categories = tuple(tuple(chunk.dictionary.to_pylist()) for chunk in column.chunks)
+        facts.append((column.null_count > 0, categories))
+    return ("arrow", table.schema, tuple(facts))
+
+
+def _arrow_frame(table: pa.Table, schema: Schema | None) -> pd.DataFrame:
+    if schema is None:
+        frame: pd.DataFrame = table.unify_dictionaries().to_pandas()
+        return frame
+    plan = _plan(table.column_names, schema)
+    return pd.DataFrame(
+        {name: cast_arrow(table.column(place), target, name) for place, name, target in plan}, copy=False
+    )
+
+
+# Tensors.
+
+
+def _named(tensors: Tensors) -> Mapping[str, list[Any]]:
+    return tensors if isinstance(tensors, dict) else {"inputs": tensors}
+
+
+def _tensors(parts: Sequence[Tensors], schema: Schema | None) -> Frame:
+    named = [_named(part) for part in parts]
+    rows = {name: list(chain.from_iterable(part[name] for part in named)) for name in named[0]}
+    is_dict = isinstance(parts[0], dict)
+    if schema is None:
+        arrays = {name: _array(values, None, name) for name, values in rows.items()}
+    elif schema.has_input_names():
+        if not is_dict and len(schema.inputs) == 1:
+            rows, is_dict = {schema.inputs[0].name: rows["inputs"]}, True
+        if not is_dict:
+            raise InvalidInput(f"the model takes inputs by name: {listed(schema.input_names())}")
+        specs = {spec.name: spec for spec in schema.inputs}
+        arrays = {
+            str(name): _spec_array(rows[str(name)], specs[name], name) for _, name, _ in _plan(list(rows), schema)
+        }
+    else:
+        if is_dict:
+            raise InvalidInput("the model takes one list of inputs, without names")
+        arrays = {"inputs": _spec_array(rows["inputs"], schema.inputs[0], "inputs")}
+    return arrays if is_dict else arrays["inputs"]
+
+
+def _spec_array(rows: list[Any], spec: Any, field: Name) -> Vector:
+    array = _array(rows, tensor_target(spec.type), field)
+    expected = tuple(spec.shape)
+    if expected == (-1,) and spec.type.kind == "O":
+        return array
+    if len(expected) != array.ndim or any(e not in (-1, a) for e, a in zip(expected, array.shape, strict=True)):
+        raise InvalidInput(
+            f"input {listed([field])}: expected the shape {expected}, found {array.shape}", field=str(field)
+        )
+    return array
+
+
+def _array(rows: list[Any], target: Target | None, field: Name) -> Vector:
+    try:
+        cells = np.array(rows, dtype=object)
+    except ValueError as error:
+        raise InvalidInput(f"input {listed([field])}: its rows differ in shape", field=str(field)) from error
+    flat = cells.ravel().tolist()
+    types = set(map(type, flat))
+    if target is not None and target.kind == "object":
+        return cells
+    if list in types or dict in types:
+        raise InvalidInput(f"input {listed([field])}: its rows differ in shape, or hold objects", field=str(field))
+    target = target or alone(flat)
+    if target.kind == "object":
+        return cells
+    if target.kind == "text":
+        check_types(types, {str, NoneType}, target, field)
+        return np.array(flat, dtype=object if NoneType in types else np.str_).reshape(cells.shape)
+    if target.kind == "bool":
+        check_types(types, {bool}, target, field)
+    return np.asarray(cast(flat, target, field)).reshape(cells.shape)
+
+
+def _tensor_columns(tensors: Tensors, schema: Schema) -> Columns:
+    """Tensors for a signature of columns: by name, or by position where the signature has no names."""
+    if isinstance(tensors, dict):
+        return list(tensors), list(tensors.values())
+    if schema.has_input_names():
+        if len(schema.inputs) > 1:
+            raise InvalidInput(f"the model takes columns by name: {listed(schema.input_names())}")
+        return [schema.inputs[0].name], [tensors]
+    is_one = len(schema.inputs) == 1 and _has_nested(schema)
+    if is_one or not all(isinstance(row, list) for row in tensors) or len(set(map(len, tensors))) > 1:
+        return [0], [tensors]
+    return list(range(len(tensors[0]))), list(zip(*tensors, strict=True))

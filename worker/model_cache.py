@@ -1,0 +1,169 @@
+"""The models in a process's memory: keyed by registry URI, bounded in count and bytes, never dropped while in use."""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import orjson
+from mlflow.types import Schema
+
+from pyfunq.errors import ModelNotLoadable
+from pyfunq.ledger import ModelVersion
+from worker.artifacts import size_of
+
+log = logging.getLogger(__name__)
+
+Identity = tuple[str, str, int, str]
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A version in memory. `schema` is MLflow's input schema, None where the model was logged without a signature."""
+
+    version: ModelVersion
+    pyfunc: Any
+    schema: Schema | None
+    signature: str | None
+    predict_proba: Callable[[Any], Any] | None
+    size_bytes: int
+    users: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: ModelNotLoadable
+    until: float
+
+
+def load(version: ModelVersion, path: Path) -> LoadedModel:
+    """Loads a version from its files; runs the model's own code. Raises ModelNotLoadable."""
+    try:
+        model = mlflow.pyfunc.load_model(str(path), suppress_warnings=True)
+    except ModuleNotFoundError as exc:
+        raise ModelNotLoadable(
+            f"{version} needs the module {exc.name!r}, which is not installed here"
+        ) from exc
+    except Exception as exc:  # whatever the model's own code raises
+        raise ModelNotLoadable(
+            f"{version} cannot be loaded: {type(exc).__name__}: {_first_line(exc)}"
+        ) from exc
+    schema = model.metadata.get_input_schema()
+    return LoadedModel(
+        version=version,
+        pyfunc=model,
+        schema=schema,
+        signature=orjson.dumps(schema.to_dict()).decode() if schema is not None else None,
+        predict_proba=_predict_proba(model),
+        size_bytes=size_of(path),
+    )
+
+
+class ModelCache:
+    """Least recently used versions go first when a bound is passed. Safe for the threads of a process."""
+
+    def __init__(
+        self, *, max_count: int, max_bytes: int, failure_seconds: float, fetch: Callable[[ModelVersion], Path]
+    ) -> None:
+        self._max_count = max_count
+        self._max_bytes = max_bytes
+        self._failure_seconds = failure_seconds
+        self._fetch = fetch
+        self._lock = threading.Lock()
+        self._loading: dict[Identity, threading.Lock] = {}
+        self._models: OrderedDict[Identity, LoadedModel] = OrderedDict()
+        self._by_uri: dict[str, Identity] = {}
+        self._failures: dict[Identity, _Failure] = {}
+
+    @contextmanager
+    def use(self, model_uri: str, version: ModelVersion) -> Iterator[LoadedModel]:
+        """The model that the URI stands for, held in memory while the block runs.
+
+        Loads it if need be: once, with other users of the same version waiting. Raises ModelNotLoadable (again,
+        without trying, for a while after a failure) and RegistryUnavailable.
+        """
+        model = self._take(model_uri, version) or self._load_and_take(model_uri, version)
+        try:
+            yield model
+        finally:
+            with self._lock:
+                model.users -= 1
+                self._evict()
+
+    def loaded(self) -> dict[str, ModelVersion]:
+        """Registry URI to the version that this process would use for it without loading."""
+        with self._lock:
+            return {uri: self._models[i].version for uri, i in self._by_uri.items() if i in self._models}
+
+    def _take(self, model_uri: str, version: ModelVersion) -> LoadedModel | None:
+        with self._lock:
+            model = self._models.get(version.identity)
+            if model is None:
+                return None
+            model.users += 1
+            self._models.move_to_end(version.identity)
+            if self._by_uri.get(model_uri) != version.identity:
+                log.info("%s is now %s", model_uri, version)
+                self._by_uri[model_uri] = version.identity
+            return model
+
+    def _load_and_take(self, model_uri: str, version: ModelVersion) -> LoadedModel:
+        with self._lock:
+            loading = self._loading.setdefault(version.identity, threading.Lock())
+        with loading:
+            model = self._take(model_uri, version)
+            if model is None:
+                model = self._load(version)
+                self._keep(model_uri, model)
+            return model
+
+    def _keep(self, model_uri: str, model: LoadedModel) -> None:
+        with self._lock:
+            model.users = 1
+            self._models[model.version.identity] = model
+            self._by_uri[model_uri] = model.version.identity
+            self._evict()
+
+    def _load(self, version: ModelVersion) -> LoadedModel:
+        failed = self._failures.get(version.identity)
+        if failed is not None and time.monotonic() < failed.until:
+            raise failed.error
+        started = time.monotonic()
+        try:
+            model = load(version, self._fetch(version))
+        except ModelNotLoadable as exc:
+            self._failures[version.identity] = _Failure(exc, time.monotonic() + self._failure_seconds)
+            raise
+        self._failures.pop(version.identity, None)
+        log.info("loaded %s (%d bytes) in %.2f s", version, model.size_bytes, time.monotonic() - started)
+        return model
+
+    def _evict(self) -> None:
+        """Call with the lock held."""
+        idle = [i for i, m in self._models.items() if m.users == 0]
+        size = sum(m.size_bytes for m in self._models.values())
+        while idle and (len(self._models) > self._max_count or size > self._max_bytes):
+            gone = self._models.pop(idle.pop(0))
+            size -= gone.size_bytes
+            self._loading.pop(gone.version.identity, None)
+            self._by_uri = {u: i for u, i in self._by_uri.items() if i in self._models}
+            log.info("dropped %s from memory", gone.version)
+
+
+def _predict_proba(model: Any) -> Callable[[Any], Any] | None:
+    try:
+        raw = model.get_raw_model()
+    except Exception:  # flavours without a raw model say so in different ways
+        return None
+    found = getattr(raw, "predict_proba", None)
+    return found if callable(found) else None
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).splitlines() or [""])[0][:300]

@@ -1,0 +1,63 @@
+"""Rescue: puts back the jobs of processes that are gone, publishes what lost its message, ends what is overdue."""
+
+import logging
+import time
+from dataclasses import dataclass
+from uuid import UUID
+
+from redis import Redis
+
+from pyfunq.ids import new_id, oldest_id_at
+from pyfunq.job import JobStatus, Lane
+from pyfunq.ledger import Page
+from pyfunq.queue import Publisher, oldest_waiting_page, pages_held_by_workers
+from worker.process import WorkerProcess
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    put_back: int
+    dead: int
+    expired: int
+    published: int
+
+    def __str__(self) -> str:
+        return f"{self.put_back} put back, {self.dead} dead, {self.expired} expired, {self.published} published again"
+
+
+def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescued:
+    """Safe to run in several processes at once: every step takes rows that the others skip."""
+    crashed = process.run(process.ledger.rescue_crashed(process.settings.stale_seconds))
+    expired = process.run(process.ledger.expire())
+    pages = [page for lane in Lane for page in lost_pages(process, redis, lane)]
+    if pages:
+        publisher.publish_now(pages)
+    done = Rescued(
+        put_back=sum(1 for status in crashed.values() if status is JobStatus.QUEUED),
+        dead=sum(1 for status in crashed.values() if status is JobStatus.DEAD),
+        expired=len(expired),
+        published=sum(page.jobs for page in pages),
+    )
+    if any((done.put_back, done.dead, done.expired, done.published)):
+        log.warning("rescue: %s", done)
+    return done
+
+
+def lost_pages(process: WorkerProcess, redis: Redis, lane: Lane) -> list[Page]:
+    """Pages, under new ids, whose messages are gone.
+
+    A lane is first in, first out and ids grow with time. So what waits in the ledger, is older than the oldest message
+    of the lane and is in no worker's hands has lost its message; a waiting backlog has not.
+    """
+    held: list[UUID] = pages_held_by_workers(redis)
+    oldest = oldest_waiting_page(redis, lane)
+    grace = process.settings.publish_grace_seconds
+    boundary = oldest_id_at(time.time() - grace)
+    if oldest is not None:
+        boundary = min(boundary, oldest_id_at((oldest.int >> 80) / 1000 - grace))
+    lost = process.run(process.ledger.pages_without_message(lane, older_than=boundary, held=held))
+    if not lost:
+        return []
+    return process.run(process.ledger.repage(lost, [new_id() for _ in lost]))
