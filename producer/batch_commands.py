@@ -18,9 +18,7 @@ from pyfunq.job import Batch, JobStatus, Lane
 if TYPE_CHECKING:
     import pandas as pd
 
-app = typer.Typer(
-    no_args_is_help=True, help="Backlogs: many rows from a file, as jobs of some thousand rows each."
-)
+app = typer.Typer(no_args_is_help=True, help="Backlogs: many rows from a file, as jobs of some thousand rows each.")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")]
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
@@ -33,9 +31,7 @@ def submit(
     chunk_rows: Annotated[int | None, typer.Option(min=1, help="Rows a job.")] = None,
     lane: Annotated[Lane, typer.Option(help="The queue that its jobs wait in.")] = Lane.BULK,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until all of it is final.")] = False,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Wait, and write the predictions here.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Wait, and write the predictions here.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a file's rows; prints the batch's id."""
@@ -83,9 +79,7 @@ def results(
     batch: BatchArgument,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o", "--output", help="A .parquet, .csv or .jsonl file; without it JSON lines on stdout."
-        ),
+        typer.Option("-o", "--output", help="A .parquet, .csv or .jsonl file; without it JSON lines on stdout."),
     ] = None,
 ) -> None:
     """Write a finished batch's predictions, in the order of its input."""
@@ -94,9 +88,7 @@ def results(
     with Client(load_settings()) as client:
         found = client.get_batch(batch)
         if not found.is_final:
-            raise errors.WaitTimeout(
-                f"batch {found.id} is not finished: {found.finished} of {found.jobs} jobs"
-            )
+            raise errors.WaitTimeout(f"batch {found.id} is not finished: {found.finished} of {found.jobs} jobs")
         if output is not None:
             _write_results(client, found, output)
             return
@@ -179,9 +171,7 @@ def _json_lines(frame: "pd.DataFrame") -> str:
 def _writer_for(output: Path) -> str:
     suffix = output.suffix.lower()
     if suffix not in (".parquet", ".csv", ".jsonl"):
-        raise errors.InvalidInput(
-            f"{output.name}: the output ends in .parquet, .csv or .jsonl", field="output"
-        )
+        raise errors.InvalidInput(f"{output.name}: the output ends in .parquet, .csv or .jsonl", field="output")
     if not output.absolute().parent.is_dir():
         raise errors.FileUnreadable(f"{output.parent}: no such directory")
     return suffix

@@ -53,9 +53,7 @@ _EXIT_CODES: tuple[tuple[type[errors.PyFunQError], int], ...] = (
 )
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")]
-TimeoutOption = Annotated[
-    float | None, typer.Option(help="Seconds to wait; without it, as long as it takes.")
-]
+TimeoutOption = Annotated[float | None, typer.Option(help="Seconds to wait; without it, as long as it takes.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 
 
@@ -85,9 +83,7 @@ def submit(
         ),
     ],
     lane: Annotated[Lane, typer.Option(help="The queue that it waits in.")] = Lane.INTERACTIVE,
-    expires_in: Annotated[
-        float | None, typer.Option(help="Seconds after which it need not be predicted.")
-    ] = None,
+    expires_in: Annotated[float | None, typer.Option(help="Seconds after which it need not be predicted.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait, and print the predictions.")] = False,
     timeout: TimeoutOption = None,
     as_json: JsonFlag = False,
@@ -223,9 +219,7 @@ def flower(
     settings = load_settings()
     environment, generated = flower_environment(settings)
     if generated:
-        say(
-            f"Flower: user {settings.flower_user}, password {generated} (set PYFUNQ_FLOWER_PASSWORD to choose one)"
-        )
+        say(f"Flower: user {settings.flower_user}, password {generated} (set PYFUNQ_FLOWER_PASSWORD to choose one)")
     command = flower_command(address=address, port=port, extra=context.args)
     _become(command, {**child_environment(settings), **environment})
 

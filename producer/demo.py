@@ -55,7 +55,7 @@ class Score:
         p50, p99 = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
         versions: dict[str, int] = {}
         for job in self.jobs:
-            version = f"version {job.model_version}" if job.model_version else "none"
+            version = f"v{job.model_version}" if job.model_version else "none"
             versions[version] = versions.get(version, 0) + 1
         return (
             *(self.name, f"{len(self.jobs):,}", f"{rows:,}", f"{self.seconds:.1f}"),
@@ -65,7 +65,7 @@ class Score:
                 f"{p50:,.0f}",
                 f"{p99:,.0f}",
             ),
-            ", ".join(f"{v}: {n}" for v, n in sorted(versions.items())),
+            ", ".join(f"{v}: {n:,}" for v, n in sorted(versions.items())),
             str(self.failures),
         )
 
@@ -86,15 +86,21 @@ def run_demo(*, keep: bool) -> None:
         try:
             scores = asyncio.run(_score_both(stack))
             asyncio.run(_show(stack, scores))
-        except PyFunQError as exc:
+        except Exception as exc:  # MLflow, scikit-learn and the servers raise what they like; the watcher gets a line
             stack.check()
-            raise ServerFailed(f"{exc.message}; the logs are in {stack.state.logs}") from exc
+            raise ServerFailed(f"{_reason(exc)}; the logs are in {stack.state.logs}") from exc
         if keep:
             say("everything is left running; Ctrl-C stops it")
             while not stop.wait(0.5):
                 stack.check()
     if failures := sum(score.failures for score in scores):
         raise ServerFailed(f"{failures} jobs did not succeed; the logs are in {settings.home / 'logs'}")
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, PyFunQError):
+        return exc.message
+    return f"{type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
 
 
 async def _score_both(stack: Stack) -> list[Score]:
@@ -231,7 +237,7 @@ async def _show(stack: Stack, scores: list[Score]) -> None:
             "rows/s",
             "p50 ms",
             "p99 ms",
-            "results by version",
+            "by version",
             "failures",
         ),
         (score.row() for score in scores),

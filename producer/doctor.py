@@ -65,9 +65,7 @@ async def examine(settings: Settings) -> list[Finding]:
         except PyFunQError as exc:
             findings.append(Finding(check=name, ok=False, seen=exc.message, advice=advice))
         except TimeoutError:
-            findings.append(
-                Finding(check=name, ok=False, seen=f"no answer within {_SECONDS:g} s", advice=advice)
-            )
+            findings.append(Finding(check=name, ok=False, seen=f"no answer within {_SECONDS:g} s", advice=advice))
     return findings
 
 
@@ -95,9 +93,7 @@ async def _redis(settings: Settings) -> Finding:
 
     shown = without_password(settings.redis)
     try:
-        async with Redis.from_url(
-            settings.redis, socket_timeout=_SECONDS, socket_connect_timeout=_SECONDS
-        ) as redis:
+        async with Redis.from_url(settings.redis, socket_timeout=_SECONDS, socket_connect_timeout=_SECONDS) as redis:
             config = await redis.config_get("maxmemory-policy")
             waiting = sum([await redis.llen(str(lane)) for lane in Lane])
     except (RedisError, OSError) as exc:
@@ -112,9 +108,7 @@ async def _redis(settings: Settings) -> Finding:
         check="redis",
         ok=policy == "noeviction",
         seen=f"{shown}, {waiting} messages waiting, maxmemory-policy {policy}",
-        advice=""
-        if policy == "noeviction"
-        else "set maxmemory-policy noeviction: anything else drops messages",
+        advice="" if policy == "noeviction" else "set maxmemory-policy noeviction: anything else drops messages",
     )
 
 
@@ -151,9 +145,7 @@ def _get(url: str) -> None:
     request = urllib.request.Request(url)  # noqa: S310
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
     if user and password:
-        request.add_header(
-            "Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-        )
+        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
     with urllib.request.urlopen(request, timeout=_SECONDS):  # noqa: S310
         pass
 
@@ -170,9 +162,7 @@ async def _workers(settings: Settings) -> Finding:
             seen=f"none in the last {settings.stale_seconds:g} s; {waiting} jobs wait",
             advice="start one with `pyfunq worker`",
         )
-    return Finding(
-        check="workers", ok=True, seen=f"{len(alive)} processes on {', '.join(hosts)}; {waiting} jobs wait"
-    )
+    return Finding(check="workers", ok=True, seen=f"{len(alive)} processes on {', '.join(hosts)}; {waiting} jobs wait")
 
 
 async def _clock(settings: Settings) -> Finding:

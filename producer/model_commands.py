@@ -88,9 +88,7 @@ def promote(
     name: NameArgument,
     version: Annotated[int, typer.Argument(min=1)],
     alias: Annotated[str | None, typer.Option(help="Move this alias to the version.")] = None,
-    stage: Annotated[
-        str | None, typer.Option(help=f"Move the version to a stage: {', '.join(_STAGES)}.")
-    ] = None,
+    stage: Annotated[str | None, typer.Option(help=f"Move the version to a stage: {', '.join(_STAGES)}.")] = None,
 ) -> None:
     """Move an alias or a stage to a version; the registry watch does the rest."""
     if alias is None and stage is None:

@@ -105,9 +105,7 @@ def _start(stack: Stack) -> None:
     stack.settings = _start_servers(stack)
     asyncio.run(migrate(stack.settings.database))
     with ThreadPoolExecutor(3) as threads:
-        for started in [
-            threads.submit(start, stack) for start in (_start_worker, _start_beat, _start_flower)
-        ]:
+        for started in [threads.submit(start, stack) for start in (_start_worker, _start_beat, _start_flower)]:
             started.result()
     stack.state.write_endpoints(
         {
@@ -137,9 +135,7 @@ def _start_servers(stack: Stack) -> Settings:
 
     for name, server in wanted.items():
         if name not in embedded:
-            configured = {"database_url": "database", "redis_url": "redis", "mlflow_tracking_uri": "mlflow"}[
-                name
-            ]
+            configured = {"database_url": "database", "redis_url": "redis", "mlflow_tracking_uri": "mlflow"}[name]
             stack.report(server.name, without_password(getattr(stack.settings, configured)), "configured")
     if not embedded:
         return stack.settings

@@ -68,8 +68,7 @@ def open_backlog(source: Any, *, signature: Signature | None = None) -> Backlog:
     if not hasattr(source, "columns"):
         if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
             raise InvalidInput(
-                "a backlog is a path, a DataFrame, an Arrow table or an iterable of these, "
-                f"got {type(source).__name__}"
+                f"a backlog is a path, a DataFrame, an Arrow table or an iterable of these, got {type(source).__name__}"
             )
         return Backlog(None, lambda: _frames(source), signature)
     table = as_table(source)
@@ -157,9 +156,7 @@ def _open_file(path: Path, signature: Signature | None) -> Backlog:
     zipped = path.suffix.lower() == ".gz"
     kind = (path.with_suffix("") if zipped else path).suffix.lower()
     if kind not in readers or (zipped and readers[kind] is _parquet):
-        raise FileUnreadable(
-            f"{path}: the name must end in .parquet, .pq, .csv, .jsonl, .ndjson, .csv.gz or .jsonl.gz"
-        )
+        raise FileUnreadable(f"{path}: the name must end in .parquet, .pq, .csv, .jsonl, .ndjson, .csv.gz or .jsonl.gz")
     with _told_of(path):
         if path.is_dir():
             raise FileUnreadable(f"{path} is a directory, not a file")

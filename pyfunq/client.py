@@ -139,6 +139,7 @@ class AsyncClient:
         model: str,
         source: Any,
         *,
+        params: Mapping[str, Any] | None = None,
         chunk_rows: int | None = None,
         lane: Lane | str = Lane.BULK,
         on_progress: Callable[[int], None] | None = None,
@@ -154,15 +155,13 @@ class AsyncClient:
 
         model_uri, signature = await self._model(model)
         backlog = await asyncio.to_thread(open_backlog, source, signature=signature)
-        chunks = backlog.chunks(chunk_rows or self._settings.chunk_rows, self._settings.max_input_bytes)
+        chunks = backlog.chunks(chunk_rows or self._settings.chunk_rows, self._settings.max_input_bytes, params)
         batch_id = new_id()
         await self._ledger.open_batch(batch_id, model_uri, _describe(source))
         try:
             await self._submit_chunks(batch_id, model_uri, _lane(lane), chunks, on_progress)
         except BaseException as exc:
-            error = JobError(
-                code=getattr(exc, "code", "interrupted"), message=f"submitting stopped: {_said(exc)}"
-            )
+            error = JobError(code=getattr(exc, "code", "interrupted"), message=f"submitting stopped: {_said(exc)}")
             await asyncio.shield(self._ledger.fail_batch(batch_id, error))
             raise
         await self._ledger.close_batch(batch_id)
@@ -289,9 +288,7 @@ class AsyncClient:
         encoded = []
         for i, one in enumerate(inputs):
             try:
-                encoded.append(
-                    encode_input(one, params, signature=signature, max_bytes=self._settings.max_input_bytes)
-                )
+                encoded.append(encode_input(one, params, signature=signature, max_bytes=self._settings.max_input_bytes))
             except InvalidInput as exc:
                 if isinstance(inputs, Sequence) and len(inputs) == 1:
                     raise
@@ -502,9 +499,7 @@ def _decoded(what: str, stored: StoredResult) -> Any:
 def _part(batch_id: UUID, index: int, rows: int, stored: StoredResult) -> BatchPart:
     what = f"job {index} of batch {batch_id}"
     if not stored.status.is_final:
-        return BatchPart(
-            index=index, rows=rows, result=None, error=JobFailed(f"{what} is still {stored.status}")
-        )
+        return BatchPart(index=index, rows=rows, result=None, error=JobFailed(f"{what} is still {stored.status}"))
     if stored.status is not JobStatus.SUCCEEDED:
         return BatchPart(index=index, rows=rows, result=None, error=_failure(what, stored))
     return BatchPart(index=index, rows=rows, result=_decoded(what, stored), error=None)

@@ -243,9 +243,6 @@ def _column_parts(value: dict[str, Any]) -> tuple[list[str], list[Any]]:
     check_names(columns, "inputs")
     if not any(isinstance(values, list | tuple) for values in value.values()):
         return columns, [list(value.values())]
-    for name, values in value.items():
-        if not isinstance(values, list | tuple):
-            raise InvalidInput(f"inputs: {shown_name(name)} must be a list of values like the others", field=name)
     _check_lengths(value)
     return columns, list(zip(*value.values(), strict=True))
 
@@ -282,13 +279,14 @@ def _encode_tensor(form: str, value: Any, signature: Signature | None, params: b
         rows = len(value)
         if not nested:
             _check_even(value, form)
-            if _are_records(value):
+            if any(isinstance(row, dict) for row in value):
                 _record_parts(value, form)
         if signature is not None and not signature.is_tensor and not nested:
             _check_positional(value, form, signature)
     elif isinstance(value, dict):
         check_names(list(value), form)
-        if not nested:
+        # A list beside a scalar: one row of a model with nested columns, which it may be where that is unknown.
+        if not nested and (signature is not None or len(set(map(_is_list, value.values()))) == 1):
             rows = _check_lengths(value)
     if not rows:
         raise InvalidInput("the input has no rows", field=form)
@@ -321,9 +319,10 @@ def _check_lengths(columns: Mapping[str, Any]) -> int:
             f"(they differ from row {row})",
             field=other,
         )
-    for name, values in columns.items():
-        if name in lengths and values:
-            _check_even(values, f"inputs[{shown_name(name)}]")
+    for name, values in columns.items() if lengths else ():
+        if name not in lengths:
+            raise InvalidInput(f"inputs: {shown_name(name)} must be a list of values like the others", field=name)
+        _check_even(values, f"inputs[{shown_name(name)}]")
     return next(iter(lengths.values()), 1)
 
 
@@ -407,9 +406,7 @@ def _measured(encoded: EncodedInput, max_bytes: int) -> EncodedInput:
 
 def _check_size(size: int, max_bytes: int) -> None:
     if size > max_bytes:
-        raise InputTooLarge(
-            f"the input has {size:,} bytes; at most {max_bytes:,} are allowed (PYFUNQ_MAX_INPUT_BYTES)"
-        )
+        raise InputTooLarge(f"the input has {size:,} bytes; at most {max_bytes:,} are allowed (PYFUNQ_MAX_INPUT_BYTES)")
 
 
 def _from_pandas(frame: Any) -> "pa.Table":
@@ -431,6 +428,10 @@ def _from_pandas(frame: Any) -> "pa.Table":
 
 def _are_records(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], dict)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _is_tensor(signature: Signature | None) -> bool:

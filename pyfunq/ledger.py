@@ -137,9 +137,7 @@ def ledger_errors() -> Iterator[None]:
         asyncpg.CrashShutdownError,
         asyncpg.TooManyConnectionsError,
     ) as exc:
-        raise LedgerUnavailable(
-            f"Postgres cannot be reached ({type(exc).__name__}); nothing was written"
-        ) from exc
+        raise LedgerUnavailable(f"Postgres cannot be reached ({type(exc).__name__}); nothing was written") from exc
 
 
 class Ledger:
@@ -237,9 +235,7 @@ class Ledger:
 
     async def release(self, worker_id: UUID, jobs: Sequence[ClaimedJob], *, after_seconds: float) -> None:
         """Gives claimed jobs back with their attempt, to be taken again after a while."""
-        await self._fetch(
-            "release", worker_id, [j.id for j in jobs], [j.attempt for j in jobs], after_seconds
-        )
+        await self._fetch("release", worker_id, [j.id for j in jobs], [j.attempt for j in jobs], after_seconds)
 
     # Model versions.
 
@@ -340,9 +336,7 @@ class Ledger:
             counts={status: r["jobs"] for status, r in counted.items()},
         )
 
-    async def batch_results(
-        self, batch_id: UUID, *, start: int, limit: int
-    ) -> list[tuple[int, int, StoredResult]]:
+    async def batch_results(self, batch_id: UUID, *, start: int, limit: int) -> list[tuple[int, int, StoredResult]]:
         """(batch index, rows, result) of up to `limit` jobs from index `start` on, in input order."""
         return [
             (
@@ -387,14 +381,9 @@ class Ledger:
     async def expire(self) -> list[UUID]:
         return [r["id"] for r in await self._fetch("expire")]
 
-    async def pages_without_message(
-        self, lane: Lane, *, older_than: UUID, held: Sequence[UUID]
-    ) -> list[UUID]:
+    async def pages_without_message(self, lane: Lane, *, older_than: UUID, held: Sequence[UUID]) -> list[UUID]:
         """Pages whose jobs wait although the lane's oldest message is younger and no worker holds theirs."""
-        return [
-            r["page_id"]
-            for r in await self._fetch("pages_without_message", str(lane), older_than, list(held))
-        ]
+        return [r["page_id"] for r in await self._fetch("pages_without_message", str(lane), older_than, list(held))]
 
     async def repage(self, old: Sequence[UUID], new: Sequence[UUID]) -> list[Page]:
         """Moves the queued jobs of pages to new pages, which the caller must publish."""

@@ -39,9 +39,7 @@ async def migration_state(database_url: str) -> MigrationState:
         finally:
             await connection.close()
     names = [name for name, _ in migrations()]
-    return MigrationState(
-        tuple(n for n in names if n in applied), tuple(n for n in names if n not in applied)
-    )
+    return MigrationState(tuple(n for n in names if n in applied), tuple(n for n in names if n not in applied))
 
 
 async def migrate(database_url: str) -> tuple[str, ...]:
@@ -90,10 +88,7 @@ async def _apply_pending(connection: asyncpg.Connection) -> tuple[str, ...]:
 async def _applied(connection: asyncpg.Connection) -> dict[str, str]:
     if not await connection.fetchval("SELECT to_regclass('pyfunq_migration') IS NOT NULL"):
         return {}
-    return {
-        r["name"]: r["checksum"]
-        for r in await connection.fetch("SELECT name, checksum FROM pyfunq_migration")
-    }
+    return {r["name"]: r["checksum"] for r in await connection.fetch("SELECT name, checksum FROM pyfunq_migration")}
 
 
 async def _note(connection: asyncpg.Connection, name: str, checksum: str) -> None:

@@ -15,9 +15,7 @@ MIB = 1024 * 1024
 class Settings(BaseSettings):
     """Build it once, at a program's entry point, and pass it down; nothing reads the environment later."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="PYFUNQ_", frozen=True, extra="ignore", populate_by_name=True
-    )
+    model_config = SettingsConfigDict(env_prefix="PYFUNQ_", frozen=True, extra="ignore", populate_by_name=True)
 
     home: Path = Field(default_factory=lambda: default_home())
     """State directory of the embedded servers, the artifact cache and the logs."""
@@ -87,9 +85,7 @@ class Settings(BaseSettings):
     def _required(self, field: str, variable: str) -> str:
         value = getattr(self, field)
         if value is None:
-            raise NotConfigured(
-                f"{variable} is not set; set it, or start everything on this machine with `pyfunq up`"
-            )
+            raise NotConfigured(f"{variable} is not set; set it, or start everything on this machine with `pyfunq up`")
         return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 

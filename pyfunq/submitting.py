@@ -83,9 +83,7 @@ class Submitter:
         try:
             await self._publisher.publish(pages)
         except QueueUnavailable as exc:
-            log.warning(
-                "%d accepted jobs wait for rescue to publish them: %s", sum(p.jobs for p in pages), exc
-            )
+            log.warning("%d accepted jobs wait for rescue to publish them: %s", sum(p.jobs for p in pages), exc)
 
 
 def paginate(jobs: Sequence[NewJob]) -> tuple[list[tuple[UUID, NewJob]], list[Page]]:

@@ -1,4 +1,4 @@
-"""Real servers for the tests: one PostgreSQL, Redis and MLflow a session, a fresh database and Redis database a test."""
+"""Real servers: one PostgreSQL, Redis and MLflow a session, a fresh database and an empty Redis database a test."""
 
 import asyncio
 import os
@@ -27,7 +27,13 @@ os.environ.update(
         "GIT_PYTHON_REFRESH": "quiet",
     }
 )
-for name in ("PYFUNQ_DATABASE_URL", "PYFUNQ_REDIS_URL", "MLFLOW_TRACKING_URI", "PYFUNQ_HOME", "PYFUNQ_ALLOWED_MODELS"):
+for name in (
+    "PYFUNQ_DATABASE_URL",
+    "PYFUNQ_REDIS_URL",
+    "MLFLOW_TRACKING_URI",
+    "PYFUNQ_HOME",
+    "PYFUNQ_ALLOWED_MODELS",
+):
     os.environ.pop(name, None)
 
 from pyfunq.ledger import Ledger
@@ -92,19 +98,17 @@ async def database_url(servers: Servers) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-def redis_url(servers: Servers) -> Iterator[str]:
+def redis_url(servers: Servers) -> str:
     """A Redis database that nobody else uses during the test."""
     url = urlunsplit(urlsplit(servers.redis)._replace(path="/5"))
     with Redis.from_url(url) as redis:
         redis.flushdb()
-    yield url
+    return url
 
 
 @pytest.fixture
 def settings(servers: Servers, database_url: str, redis_url: str, tmp_path: Path) -> Settings:
-    return Settings(
-        home=tmp_path, database_url=database_url, redis_url=redis_url, mlflow_tracking_uri=servers.mlflow
-    )
+    return Settings(home=tmp_path, database_url=database_url, redis_url=redis_url, mlflow_tracking_uri=servers.mlflow)
 
 
 @pytest.fixture

@@ -47,13 +47,9 @@ def load(version: ModelVersion, path: Path) -> LoadedModel:
     try:
         model = mlflow.pyfunc.load_model(str(path), suppress_warnings=True)
     except ModuleNotFoundError as exc:
-        raise ModelNotLoadable(
-            f"{version} needs the module {exc.name!r}, which is not installed here"
-        ) from exc
+        raise ModelNotLoadable(f"{version} needs the module {exc.name!r}, which is not installed here") from exc
     except Exception as exc:  # whatever the model's own code raises
-        raise ModelNotLoadable(
-            f"{version} cannot be loaded: {type(exc).__name__}: {_first_line(exc)}"
-        ) from exc
+        raise ModelNotLoadable(f"{version} cannot be loaded: {type(exc).__name__}: {_first_line(exc)}") from exc
     schema = model.metadata.get_input_schema()
     return LoadedModel(
         version=version,

@@ -197,9 +197,7 @@ def _plain(value: Any, depth: int) -> Any:
         return _array(value, depth + 1)
     if isinstance(value, int | np.integer):
         return _integer(int(value))
-    if isinstance(value, pd.api.extensions.ExtensionArray | pd.Index) and not isinstance(
-        value, pd.arrays.SparseArray
-    ):
+    if isinstance(value, pd.api.extensions.ExtensionArray | pd.Index) and not isinstance(value, pd.arrays.SparseArray):
         return _items(value.tolist(), depth + 1)
     return _scalar(value)
 

@@ -57,9 +57,7 @@ class WorkerProcess:
 
     async def _open(self) -> None:
         await require_current(self.settings.database)
-        self.ledger = await self._stack.enter_async_context(
-            Ledger.open(self.settings.database, max_connections=4)
-        )
+        self.ledger = await self._stack.enter_async_context(Ledger.open(self.settings.database, max_connections=4))
         self._redis = Redis.from_url(self.settings.redis, socket_timeout=5, socket_connect_timeout=5)
         self._stack.push_async_callback(self._redis.aclose)
         await self.ledger.beat(self.id, socket.gethostname(), os.getpid())
@@ -107,9 +105,7 @@ class WorkerProcess:
             return self._version(job.version_id), job.confidence
         found = self.registry.resolve(uri)
         confidence = self.settings.confidence if found.confidence is None else found.confidence
-        version = self._patiently(
-            lambda: self.ledger.point(job.model_uri, found.version, confidence=confidence)
-        )
+        version = self._patiently(lambda: self.ledger.point(job.model_uri, found.version, confidence=confidence))
         return version, confidence
 
     def publish_signature(self, model: LoadedModel, version: ModelVersion) -> None:
@@ -124,9 +120,7 @@ class WorkerProcess:
         recorded = self._patiently(lambda: self.ledger.finish(self.id, outcomes))
         lost = [o.job for o in outcomes if o.job.id not in recorded]
         if lost:
-            log.warning(
-                "%d results were not kept: their jobs were cancelled or taken by another worker", len(lost)
-            )
+            log.warning("%d results were not kept: their jobs were cancelled or taken by another worker", len(lost))
         self.run(self._announce(recorded))
         return recorded
 
@@ -143,9 +137,7 @@ class WorkerProcess:
         try:
             await self._redis.publish(FINISHED_CHANNEL, announcement(ids))
         except (RedisError, OSError) as exc:
-            log.warning(
-                "%d finished jobs were not announced (%s); waiters poll", len(ids), type(exc).__name__
-            )
+            log.warning("%d finished jobs were not announced (%s); waiters poll", len(ids), type(exc).__name__)
 
     def _patiently(self, ask: Callable[[], Coroutine[Any, Any, R]]) -> R:
         """Repeats a ledger call while Postgres is away.

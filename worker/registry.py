@@ -43,9 +43,7 @@ class Registry:
         if uri.kind == "run":
             return Resolved(self._run_model(uri), None)
         assert uri.name is not None  # noqa: S101
-        model = self._ask(
-            f"no registered model named {uri.name!r}", self._client.get_registered_model, uri.name
-        )
+        model = self._ask(f"no registered model named {uri.name!r}", self._client.get_registered_model, uri.name)
         return self.resolve_in(model, uri)
 
     def resolve_in(self, model: RegisteredModel, uri: ModelURI) -> Resolved:
@@ -61,9 +59,7 @@ class Registry:
         found: dict[str, RegisteredModel] = {}
         for i in range(0, len(plain), _NAMES_PER_CALL):
             listed = ",".join(f"'{n}'" for n in plain[i : i + _NAMES_PER_CALL])
-            answer = self._ask(
-                "", self._client.search_registered_models, f"name IN ({listed})", max_results=_PAGE
-            )
+            answer = self._ask("", self._client.search_registered_models, f"name IN ({listed})", max_results=_PAGE)
             found.update({m.name: m for m in answer})
         for name in set(wanted) - set(plain):
             try:
@@ -90,15 +86,11 @@ class Registry:
         staged = [v for v in latest if v.current_stage == uri.stage]
         if not staged:
             known = ", ".join(f"{v.version} ({v.current_stage})" for v in latest) or "none"
-            raise ModelNotFound(
-                f"model {name!r} has no version in stage {uri.stage}; its latest versions: {known}"
-            )
+            raise ModelNotFound(f"model {name!r} has no version in stage {uri.stage}; its latest versions: {known}")
         return max(staged, key=lambda v: int(v.version))
 
     def _version(self, name: str, number: str) -> RegistryVersion:
-        return self._ask(
-            f"model {name!r} has no version {number}", self._client.get_model_version, name, number
-        )
+        return self._ask(f"model {name!r} has no version {number}", self._client.get_model_version, name, number)
 
     def _describe(self, found: RegistryVersion) -> ModelVersion:
         return ModelVersion(
@@ -111,9 +103,7 @@ class Registry:
         )
 
     def _logged_model(self, uri: ModelURI) -> ModelVersion:
-        logged = self._ask(
-            f"there is no logged model {uri.model_id}", self._client.get_logged_model, uri.model_id
-        )
+        logged = self._ask(f"there is no logged model {uri.model_id}", self._client.get_logged_model, uri.model_id)
         return ModelVersion(
             name=logged.name or str(uri.model_id),
             version=str(uri.model_id),
@@ -179,9 +169,7 @@ class Change:
     confidence: bool
 
 
-def changes(
-    registry: Registry, known: list[Resolution], confidence_default: bool
-) -> tuple[list[Change], list[str]]:
+def changes(registry: Registry, known: list[Resolution], confidence_default: bool) -> tuple[list[Change], list[str]]:
     """Asks the registry for all the mutable URIs at once: what changed, and the URIs that mean what they meant.
 
     Contents are compared: moving an alias changes no timestamp that the registry shows.

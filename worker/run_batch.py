@@ -101,9 +101,7 @@ def _predict_together(model: Model, group: Sequence[ClaimedJob]) -> list[Outcome
             return [outcome for job in group for outcome in _predict_group(model, [job])]
         parts = [output]
     scores = _confidence(model, frame, rows)
-    return [
-        _succeeded(model, job, part, score) for job, part, score in zip(group, parts, scores, strict=True)
-    ]
+    return [_succeeded(model, job, part, score) for job, part, score in zip(group, parts, scores, strict=True)]
 
 
 def _call(model: Model, group: Sequence[ClaimedJob], frame: Any) -> Any:
@@ -111,7 +109,9 @@ def _call(model: Model, group: Sequence[ClaimedJob], frame: Any) -> Any:
     try:
         return model.loaded.pyfunc.predict(frame, params=orjson.loads(params) if params else None)
     except Exception as exc:  # whatever the model's own code raises
-        raise ModelRaised(model_error_text(exc, [(job.input_format, job.input) for job in group])) from exc
+        if len(group) > 1:  # it is asked again, in halves, before anyone is told
+            raise ModelRaised from exc
+        raise ModelRaised(model_error_text(exc, [(group[0].input_format, group[0].input)])) from exc
 
 
 def _confidence(model: Model, frame: Any, rows: Sequence[int]) -> list[list[float] | None]:

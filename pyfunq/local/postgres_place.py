@@ -123,9 +123,7 @@ def _reachable_programs(installed: Path, user: pwd.struct_passwd) -> Path:
     if not copy.exists():
         _copy_programs(installed, copy)
     if not _allowed(user, runs, copy / relative / "initdb"):
-        raise ServerFailed(
-            f"the user {USER} cannot run PostgreSQL's programs in {copy}: are its parents closed to it?"
-        )
+        raise ServerFailed(f"the user {USER} cannot run PostgreSQL's programs in {copy}: are its parents closed to it?")
     return copy / relative
 
 

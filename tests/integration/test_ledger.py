@@ -194,12 +194,8 @@ async def test_pages_without_message_move_to_new_pages(ledger: Ledger) -> None:
 
 async def test_a_uri_comes_to_stand_for_another_version(ledger: Ledger) -> None:
     uri = "models:/iris@champion"
-    one = ModelVersion(
-        name="iris", version="1", created_ms=1, source="models:/m-1", run_id="r1", experiment_id="e1"
-    )
-    two = ModelVersion(
-        name="iris", version="2", created_ms=2, source="models:/m-2", run_id="r2", experiment_id="e1"
-    )
+    one = ModelVersion(name="iris", version="1", created_ms=1, source="models:/m-1", run_id="r1", experiment_id="e1")
+    two = ModelVersion(name="iris", version="2", created_ms=2, source="models:/m-2", run_id="r2", experiment_id="e1")
     first = await ledger.point(uri, one, confidence=False)
     before = await ledger.resolution(uri)
     assert (await ledger.point(uri, one, confidence=False)).id == first.id
@@ -220,9 +216,7 @@ async def test_a_uri_comes_to_stand_for_another_version(ledger: Ledger) -> None:
 async def test_the_view_shows_succeeded_jobs_flat(ledger: Ledger, database_url: str) -> None:
     version = await ledger.point(
         MODEL,
-        ModelVersion(
-            name="iris", version="1", created_ms=1, source="models:/m-1", run_id="run", experiment_id="7"
-        ),
+        ModelVersion(name="iris", version="1", created_ms=1, source="models:/m-1", run_id="run", experiment_id="7"),
         confidence=True,
     )
     worker = await living_worker(ledger)
@@ -252,6 +246,18 @@ async def test_the_view_shows_succeeded_jobs_flat(ledger: Ledger, database_url: 
     )
     assert (row["prediction"], row["confidence_score"], row["worker"]) == ('["setosa"]', 0.75, "host:1")
     assert row["total_ms"] >= row["run_ms"] > 0
+
+
+async def test_a_character_that_jsonb_lacks_does_not_break_the_view(ledger: Ledger, database_url: str) -> None:
+    worker = await living_worker(ledger)
+    page = await submit(ledger, new_job(), new_job())
+    first, second = await ledger.claim(page, worker, **CAPS)
+    odd = Outcome(job=first, status=JobStatus.SUCCEEDED, result_format="json", result=b'["a\\u0000b"]')
+    await ledger.finish(worker, [odd, succeeded(second)])
+    connection = await asyncpg.connect(database_url)
+    rows = await connection.fetch("SELECT prediction FROM model_predictions ORDER BY job_id")
+    await connection.close()
+    assert [row["prediction"] for row in rows] == [None, "[1]"]
 
 
 async def test_listing_pages_from_newest_to_oldest(ledger: Ledger) -> None:

@@ -1,7 +1,8 @@
 """A worker process's steps, in this process, on real servers and models."""
 
+import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -55,12 +56,15 @@ class Work:
     ledger: Ledger
 
     async def all(self) -> None:
-        import asyncio
 
         for job in await self.ledger.list_jobs(status=JobStatus.QUEUED, limit=1000):
             # A page of one job has the job's id; others are found as a restarted queue would find them.
             await asyncio.to_thread(run_page, self.process, job.id)
-        lanes = [page for lane in Lane for page in await self.ledger.pages_without_message(lane, older_than=new_id(), held=[])]
+        lanes = [
+            page
+            for lane in Lane
+            for page in await self.ledger.pages_without_message(lane, older_than=new_id(), held=[])
+        ]
         for page in lanes:
             await asyncio.to_thread(run_page, self.process, page)
 
@@ -117,7 +121,10 @@ async def test_every_kind_of_uri_is_resolved_and_the_version_recorded(
         ("models:/nope/1", "no registered model named 'nope'"),
         ("models:/iris/99", "model 'iris' has no version 99"),
         ("models:/iris@nobody", "model 'iris' has no alias 'nobody'; its aliases: champion, first"),
-        ("models:/iris/Staging", r"model 'iris' has no version in stage Staging; its latest versions: .*1 \(Production\)"),
+        (
+            "models:/iris/Staging",
+            r"model 'iris' has no version in stage Staging; its latest versions: .*1 \(Production\)",
+        ),
     ],
 )
 async def test_what_the_registry_lacks_fails_the_job_and_is_named(
@@ -130,7 +137,9 @@ async def test_what_the_registry_lacks_fails_the_job_and_is_named(
     assert caught.value.error_code == "model_not_found"
 
 
-async def test_a_model_id_needs_no_registered_name(client: AsyncClient, work: Work, servers: Any, iris_model: str) -> None:
+async def test_a_model_id_needs_no_registered_name(
+    client: AsyncClient, work: Work, servers: Any, iris_model: str
+) -> None:
     import mlflow
 
     source = mlflow.MlflowClient(servers.mlflow).get_model_version("iris", "1").source
@@ -139,8 +148,9 @@ async def test_a_model_id_needs_no_registered_name(client: AsyncClient, work: Wo
     assert await client.result(job) == [0]
 
 
-async def test_runs_uris_need_the_operators_word(settings: Settings, ledger: Ledger, servers: Any, iris_model: str) -> None:
-    import asyncio
+async def test_runs_uris_need_the_operators_word(
+    settings: Settings, ledger: Ledger, servers: Any, iris_model: str
+) -> None:
 
     import mlflow
 
@@ -215,7 +225,6 @@ async def test_what_a_signature_refuses_fails_at_the_worker_first_and_then_at_su
 async def test_frames_keep_their_index_and_large_ones_become_several_jobs(
     settings: Settings, process: WorkerProcess, ledger: Ledger, iris_model: str
 ) -> None:
-    import asyncio
 
     small = settings.model_copy(update={"chunk_rows": 4})
     df = pd.DataFrame([SETOSA, VIRGINICA] * 5, columns=IRIS, index=list("abcdefghij"))
@@ -233,7 +242,6 @@ async def test_frames_keep_their_index_and_large_ones_become_several_jobs(
 async def test_confidence_is_recorded_where_it_is_asked_for(
     settings: Settings, client: AsyncClient, ledger: Ledger, database_url: str, iris_model: str
 ) -> None:
-    import asyncio
 
     import asyncpg
 
@@ -263,7 +271,6 @@ async def test_the_watch_follows_an_alias_and_a_stage(
         return [round((await client.result(job))[0], 6) for job in jobs]
 
     async def watch() -> int:
-        import asyncio
 
         known = await ledger.resolutions()
         changed, same = await asyncio.to_thread(changes, process.registry, known, False)
@@ -292,7 +299,6 @@ async def test_the_watch_follows_an_alias_and_a_stage(
 async def test_with_mlflow_away_loaded_models_go_on_and_others_wait(
     settings: Settings, client: AsyncClient, ledger: Ledger, iris_model: str
 ) -> None:
-    import asyncio
 
     async def run(process: WorkerProcess, uri: str) -> Job:
         job = await client.submit(uri, split(SETOSA))
@@ -320,7 +326,9 @@ async def test_a_broken_model_fails_its_jobs_without_being_loaded_again_and_agai
 
     def load_model(path: str, **options: Any) -> Any:
         loads.append(path)
-        (next(iter(__import__("pathlib").Path(path).glob("MLmodel")))).write_text("flavors: {python_function: {loader_module: not_there}}\nmodel_uuid: x\n")
+        (next(iter(__import__("pathlib").Path(path).glob("MLmodel")))).write_text(
+            "flavors: {python_function: {loader_module: not_there}}\nmodel_uuid: x\n"
+        )
         return real(path, **options)
 
     monkeypatch.setattr(worker.model_cache.mlflow.pyfunc, "load_model", load_model)
@@ -333,17 +341,21 @@ async def test_a_broken_model_fails_its_jobs_without_being_loaded_again_and_agai
 
 
 async def test_rescue_publishes_what_lost_its_message_and_nothing_else(
-    settings: Settings, client: AsyncClient, process: WorkerProcess, ledger: Ledger, redis_url: str, iris_model: str
+    settings: Settings,
+    client: AsyncClient,
+    process: WorkerProcess,
+    ledger: Ledger,
+    redis_url: str,
+    iris_model: str,
+    eventually: Callable[..., Any],
 ) -> None:
-    import asyncio
 
     eager = settings.model_copy(update={"publish_grace_seconds": 0.001})
     process.settings = eager
     publisher = Publisher(make_app(settings))
     jobs = await client.submit_many("models:/iris/1", [split(SETOSA) for _ in range(3)])
     with Redis.from_url(redis_url) as redis:
-        while redis.llen("interactive") == 0:
-            await asyncio.sleep(0.01)
+        await eventually("the message is sent", lambda: redis.llen("interactive"))
         assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 0, "the message is there"
         redis.flushdb()
         assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 3
@@ -357,7 +369,6 @@ async def test_rescue_publishes_what_lost_its_message_and_nothing_else(
 async def test_a_defect_of_ours_fails_jobs_instead_of_leaving_them_running(
     client: AsyncClient, process: WorkerProcess, iris_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
 
     import worker.run_batch
 
@@ -377,7 +388,6 @@ async def test_a_defect_of_ours_fails_jobs_instead_of_leaving_them_running(
 async def test_the_cache_keeps_its_bounds_and_never_drops_what_is_in_use(
     settings: Settings, ledger: Ledger, iris_model: str, moody_model: str
 ) -> None:
-    import asyncio
 
     process = WorkerProcess(settings.model_copy(update={"model_cache_count": 1}))
     versions = {}
@@ -400,7 +410,6 @@ async def test_the_cache_keeps_its_bounds_and_never_drops_what_is_in_use(
 async def test_a_version_is_loaded_once_for_all_who_wait_for_it(
     settings: Settings, process: WorkerProcess, iris_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
 
     import worker.model_cache
     from pyfunq.model_uri import parse_model_uri
@@ -427,7 +436,6 @@ async def test_a_version_is_loaded_once_for_all_who_wait_for_it(
 async def test_jobs_of_one_claim_end_even_if_some_were_cancelled_meanwhile(
     client: AsyncClient, process: WorkerProcess, ledger: Ledger, iris_model: str
 ) -> None:
-    import asyncio
 
     jobs = await client.submit_many("models:/iris/1", [split(SETOSA), split(VIRGINICA)])
     (page,) = await ledger.pages_without_message(Lane.INTERACTIVE, older_than=new_id(), held=[])

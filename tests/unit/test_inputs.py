@@ -100,6 +100,7 @@ def test_inputs_of_scalars_are_one_row():
         ({"inputs": [[[1], [2]]]}, None, 1),
         ({"inputs": {"x": [[1, 2], [3, 4]], "y": [1, 2]}}, None, 2),
         ({"inputs": "one text"}, None, 1),
+        ({"inputs": {"messages": [{"role": "user"}, {"role": "bot"}], "n": 1}}, None, 1),
         ({"instances": [[1.0, 2.0]]}, TENSOR, 1),
         ({"instances": [{"x": [1, 2]}, {"x": [3, 4]}]}, TENSOR, 2),
         ({"instances": [[1.5, 2]]}, UNNAMED, 1),
@@ -199,6 +200,7 @@ def test_a_dataframe_integer_column_with_nulls_is_refused_by_name():
         ({"instances": [[1], 2]}, "instances: row 2 has another shape than row 1"),
         ({"instances": [[[1], [2, 3]]]}, "instances: row 1 holds lists of different lengths"),
         ({"instances": [[]]}, "instances: row 1 is empty"),
+        ({"instances": [1, {"a": 1}]}, "instances must be a list of objects"),
         ({"inputs": {}}, "has no columns"),
         ({"inputs": {"x": []}}, "the input has no rows"),
         ({"inputs": {"x": [1, 2], "y": [1, 2, 3]}}, "'y' has 3 values where 'x' has 2 (they differ from row 3)"),
@@ -258,6 +260,7 @@ def test_large_finite_floats_are_not_taken_for_infinite():
         (split(["a", "n", "z"], [1.0, 1, 1]), "column 'z' is not in the model's signature"),
         (split(["a", "n"], [1.0, 1.5]), "column 'n' is integer (long), but got a fraction (row 1)"),
         ({"dataframe_records": [{"a": SECRET, "n": 1}]}, "column 'a' is number (double), but got a string"),
+        ({"inputs": {"a": [1.0, 2.0], "n": 1}}, "'n' must be a list of values like the others"),
         ({"inputs": {"a": [1.0, 2.0], "n": [1, None]}}, "column 'n' is integer (long) and cannot hold nulls (row 2)"),
         ({"instances": [[1.0, 1]]}, "the model takes columns by name"),
     ],
@@ -392,9 +395,7 @@ def test_split_and_records_encode_alike_and_lose_nothing(table):
     assert encode({"dataframe_records": [dict(zip(columns, row, strict=True)) for row in rows]}) == encoded
 
 
-@given(
-    st.recursive(scalars | st.floats() | st.text() | st.binary() | st.dates(), lambda i: st.lists(i) | st.tuples(i))
-)
+@given(st.recursive(scalars | st.floats() | st.text() | st.binary() | st.dates(), lambda i: st.lists(i) | st.tuples(i)))
 def test_any_value_is_encoded_whole_or_refused(value):
     try:
         encoded = encode({"instances": [value]})

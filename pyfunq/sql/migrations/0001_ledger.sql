@@ -83,8 +83,8 @@ CREATE INDEX job_running_worker ON job (worker_id) WHERE status = 'running';
 CREATE INDEX job_queued_deadline ON job (expires_at) WHERE status = 'queued' AND expires_at IS NOT NULL;
 CREATE INDEX job_batch ON job (batch_id, batch_index) WHERE batch_id IS NOT NULL;
 
--- What analysts ask of a prediction log: one row a succeeded job. Columns that hold Arrow (jobs of a batch) are null
--- here and are read with the client.
+-- What analysts ask of a prediction log: one row a succeeded job. Inputs and predictions that are kept as Arrow (jobs of
+-- a batch), or that hold the character U+0000 (which jsonb cannot), are null here and are read with the client.
 CREATE VIEW model_predictions AS
 SELECT j.id                                                                        AS job_id,
        v.name                                                                      AS model_name,
@@ -92,11 +92,14 @@ SELECT j.id                                                                     
        j.model_uri,
        v.run_id,
        v.experiment_id,
-       CASE WHEN j.input_format <> 'arrow' THEN convert_from(j.input, 'UTF8')::jsonb END   AS inputs,
-       CASE WHEN j.result_format = 'json' THEN convert_from(j.result, 'UTF8')::jsonb END   AS prediction,
+       CASE WHEN j.input_format <> 'arrow' AND position('\x5c7530303030'::bytea IN j.input) = 0
+            THEN convert_from(j.input, 'UTF8')::jsonb END                          AS inputs,
+       CASE WHEN j.result_format = 'json' AND position('\x5c7530303030'::bytea IN j.result) = 0
+            THEN convert_from(j.result, 'UTF8')::jsonb END                         AS prediction,
        CASE WHEN cardinality(j.confidence) = 1 THEN j.confidence[1] END            AS confidence_score,
        j.confidence                                                                AS confidence_scores,
-       CASE WHEN j.params IS NOT NULL THEN convert_from(j.params, 'UTF8')::jsonb END       AS params,
+       CASE WHEN position('\x5c7530303030'::bytea IN j.params) = 0
+            THEN convert_from(j.params, 'UTF8')::jsonb END                         AS params,
        j.rows,
        j.batch_id,
        j.batch_index,
