@@ -211,7 +211,7 @@ class _Swap:
 
 
 def _with_swap(path: Path, swap: _Swap) -> Iterator[Any]:
-    """The file's chunks; from the middle on slowly, until the queue uses version 2, and never all of them before that."""
+    """The file's chunks; from the middle on slowly until the queue uses version 2, the last of them only then."""
     import pyarrow.parquet as pq
 
     chunks = BACKLOG_ROWS // CHUNK_ROWS

@@ -153,13 +153,14 @@ def _open_file(path: Path, signature: Signature | None) -> Backlog:
         ".jsonl": open_jsonl,
         ".ndjson": open_jsonl,
     }
-    zipped = path.suffix.lower() == ".gz"
-    kind = (path.with_suffix("") if zipped else path).suffix.lower()
-    if kind not in readers or (zipped and readers[kind] is _parquet):
-        raise FileUnreadable(f"{path}: the name must end in .parquet, .pq, .csv, .jsonl, .ndjson, .csv.gz or .jsonl.gz")
     with _told_of(path):
         if path.is_dir():
             raise FileUnreadable(f"{path} is a directory, not a file")
+        zipped = path.suffix.lower() == ".gz"
+        kind = (path.with_suffix("") if zipped else path).suffix.lower()
+        if kind not in readers or (zipped and readers[kind] is _parquet):
+            endings = ".parquet, .pq, .csv, .jsonl, .ndjson, .csv.gz or .jsonl.gz"
+            raise FileUnreadable(f"{path}: the name must end in {endings}")
         stamp = _stamp(path)
         if stamp[0] == 0:
             raise FileUnreadable(f"{path} is empty")

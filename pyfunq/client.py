@@ -193,7 +193,9 @@ class AsyncClient:
         """The job once it is final. Raises WaitTimeout after `timeout` seconds (the job goes on), UnknownJob."""
         job_id = _job_id(job)
         if not isinstance(job, Job):
-            await self._ledger.get(job_id)
+            now = await self._ledger.get(job_id)
+            if now.is_final:
+                return now
         try:
             async with asyncio.timeout(timeout):
                 await self._finished.wait(job_id)

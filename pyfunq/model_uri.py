@@ -154,11 +154,11 @@ def _parse_runs(rest: str) -> ModelURI:
 
 def _name(name: str) -> str:
     if not name.strip() or len(name) > _MAX_NAME:
-        raise InvalidModelURI(f"a model's name has 1 to {_MAX_NAME} characters")
+        raise InvalidModelURI(f"models:/{name[:40]}: a model's name has 1 to {_MAX_NAME} characters")
     if not _NOT_IN_NAMES.isdisjoint(name):
-        raise InvalidModelURI(f"a model's name holds none of {' '.join(sorted(_NOT_IN_NAMES))}")
+        raise InvalidModelURI(f"models:/{name}: a model's name holds none of {' '.join(sorted(_NOT_IN_NAMES))}")
     if name == "." or name.startswith(".."):
-        raise InvalidModelURI("MLflow registers no model whose name is . or begins with ..")
+        raise InvalidModelURI(f"models:/{name}: MLflow registers no model whose name is . or begins with ..")
     return name
 
 

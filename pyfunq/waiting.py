@@ -28,6 +28,7 @@ class FinishedJobs:
         self._waiters: dict[UUID, set[asyncio.Future[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._listening = asyncio.Event()
+        self._closing = False
 
     async def wait(self, job_id: UUID) -> None:
         """Returns once the job is final (or was, before this call); never gives up by itself."""
@@ -42,10 +43,12 @@ class FinishedJobs:
             self._drop(job_id, future)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        self._closing = True
+        while pending := [task for task in self._tasks if not task.done()]:
+            # More than once: redis-py can take a cancellation for the time-out that it was waiting for.
+            for task in pending:
+                task.cancel()
+            await asyncio.wait(pending, timeout=0.2)
 
     async def _start(self) -> None:
         if not self._tasks:
@@ -55,7 +58,7 @@ class FinishedJobs:
                 await asyncio.wait_for(self._listening.wait(), timeout=0.5)
 
     async def _listen(self) -> None:
-        while True:
+        while not self._closing:
             redis = Redis.from_url(self._redis_url, socket_connect_timeout=5, health_check_interval=15)
             try:
                 async with redis.pubsub(ignore_subscribe_messages=False) as channel:

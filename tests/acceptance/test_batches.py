@@ -1,0 +1,88 @@
+"""Backlogs by the CLI: files in, files out, nothing half-submitted."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from producer.demo_models import diabetes
+from tests.acceptance.conftest import Cli
+
+MODEL = "models:/diabetes/Production"
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    x, _ = diabetes()
+    return pd.concat([x] * 3, ignore_index=True)
+
+
+def write(frame: pd.DataFrame, path: Path) -> Path:
+    if path.suffix == ".parquet":
+        frame.to_parquet(path, index=False)
+    elif path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_json(path, orient="records", lines=True, double_precision=15)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_a_file_comes_back_in_its_order(cli: Cli, frame: pd.DataFrame, tmp_path: Path, suffix: str) -> None:
+    file = write(frame, tmp_path / f"in{suffix}")
+    out = tmp_path / f"out{suffix}"
+    batch = cli("batch", "submit", MODEL, file, "--chunk-rows", "100").stdout.strip()
+    done = cli.json("batch", "wait", batch, "--timeout", "60")
+    assert (done["jobs"], done["rows"], done["counts"]) == (14, 1326, {"succeeded": 14})
+    cli("batch", "results", batch, "-o", out)
+    read = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".jsonl": lambda p: pd.read_json(p, lines=True)}[suffix]
+    answers = read(out)["prediction"]
+    lines = [json.loads(line)["prediction"] for line in cli("batch", "results", batch).stdout.splitlines()]
+    assert answers.tolist() == pytest.approx(lines)
+    first = json.loads(
+        cli("submit", MODEL, frame.head(2).to_json(orient="split").join(['{"dataframe_split":', "}"]), "--wait").stdout
+    )
+    assert answers.head(2).tolist() == pytest.approx(first)
+    assert answers[:442].tolist() == pytest.approx(answers[442:884].tolist()), "the same rows again"
+    assert answers.nunique() > 400
+
+
+def test_submit_and_wait_in_one(cli: Cli, frame: pd.DataFrame, tmp_path: Path) -> None:
+    file = write(frame, tmp_path / "in.parquet")
+    done = cli("batch", "submit", MODEL, file, "-o", tmp_path / "out.parquet")
+    assert "1,326 rows in" in done.stderr
+    assert len(pd.read_parquet(tmp_path / "out.parquet")) == 1326
+
+
+def truncated(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3 - 5])
+    return path
+
+
+def test_bad_files_are_refused_before_anything_is_submitted(cli: Cli, frame: pd.DataFrame, tmp_path: Path) -> None:
+    cli("batch", "submit", MODEL, write(frame, tmp_path / "good.parquet"), "--wait")
+    before = cli("list", "--json", "--limit", "1000").stdout
+    cut_row = write(frame, tmp_path / "cut.csv")
+    cut_row.write_text(cut_row.read_text().rstrip("\n").rsplit(",", 3)[0] + "\n")
+    cases = {
+        tmp_path / "missing.parquet": "missing.parquet",
+        truncated(write(frame, tmp_path / "cut.parquet")): "cut.parquet",
+        cut_row: "cut.csv",
+        truncated(write(frame, tmp_path / "cut.jsonl")): "cut.jsonl",
+        write(frame.drop(columns="bmi"), tmp_path / "column.parquet"): "bmi",
+        write(frame.assign(bmi="x"), tmp_path / "type.csv"): "bmi",
+        write(frame.head(0), tmp_path / "empty.csv"): "empty.csv",
+        tmp_path: "directory",
+    }
+    for file, says in cases.items():
+        done = cli("batch", "submit", MODEL, file, code=2)
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("error: ")
+        assert says in line, (file, line)
+    assert cli("list", "--json", "--limit", "1000").stdout == before
+
+
+def test_batches_that_do_not_exist(cli: Cli) -> None:
+    for command in ("status", "wait", "results", "cancel"):
+        assert "there is no batch" in cli("batch", command, "0199c0de-0000-7000-8000-000000000000", code=4).stderr

@@ -1,0 +1,127 @@
+"""`pyfunq up` and `pyfunq demo` as whole programs: they start, survive, go on, and leave nothing behind."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import mlflow
+import pandas as pd
+import psutil
+import pytest
+from mlflow.pyfunc import PythonModel
+
+from pyfunq.client import Client
+from pyfunq.environment import load_settings
+from pyfunq.job import JobStatus
+from tests.acceptance.conftest import Cli, start
+
+JOBS = 60
+
+
+class Slow(PythonModel):
+    """0.1 s a row."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        import time
+
+        time.sleep(0.1 * len(model_input))
+        return model_input["x"] + 1
+
+
+def left_of(home: Path) -> list[str]:
+    """Processes that know this state directory by their command line or environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(home) in " ".join(process.cmdline()) or process.environ().get("PYFUNQ_HOME") == str(home):
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+def one_row_each() -> Iterator[pd.DataFrame]:
+    for x in range(JOBS):
+        yield pd.DataFrame({"x": [float(x)]})
+
+
+def test_what_was_queued_goes_on_after_a_stop_and_after_a_kill(home: Path, until: Callable[..., Any]) -> None:
+    options = {"PYFUNQ_BATCH_MAX_JOBS": "1", "PYFUNQ_STALE_SECONDS": "3", "PYFUNQ_HEARTBEAT_SECONDS": "1"}
+    options |= {"PYFUNQ_RESCUE_SECONDS": "1", "PYFUNQ_PUBLISH_GRACE_SECONDS": "1"}
+    program = start(home, "up", **options)
+    program.wait_for("ready; state in")
+    endpoints = json.loads((home / "endpoints.json").read_text())["endpoints"]
+    mlflow.set_tracking_uri(endpoints["mlflow_tracking_uri"])
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker has no tests to import it from
+    mlflow.pyfunc.log_model(python_model=Slow(), name="slow", registered_model_name="slow", pip_requirements=[])
+    with Client(load_settings(home=home)) as client:
+        batch = client.submit_batch("models:/slow/1", one_row_each(), chunk_rows=1)
+        until("some are done", lambda: client.get_batch(batch).finished >= 5)
+    begun = time.monotonic()
+    assert program.stop() == 0
+    assert time.monotonic() - begun < 30
+    assert any("stopping: the worker finishes what it has" in line for line in program.said)
+    until("everything has ended", lambda: not left_of(home), 10)
+
+    program = start(home, "up", **options)
+    program.wait_for("ready; state in")
+    with Client(load_settings(home=home)) as client:
+        before = client.get_batch(batch)
+        assert before.finished < JOBS, "there was something left to go on with"
+        assert JobStatus.FAILED not in before.counts, client.list(batch=batch, status="failed")[0].error
+        until("more are done", lambda: client.get_batch(batch).finished >= before.finished + 5)
+    program.process.send_signal(signal.SIGKILL)
+    program.process.wait(10)
+    until("nothing outlives a killed `up`", lambda: not left_of(home), 30)
+
+    program = start(home, "up", **options)
+    program.wait_for("ready; state in")
+    with Client(load_settings(home=home)) as client:
+        done = client.wait_batch(batch, timeout=60)
+        assert done.counts == {JobStatus.SUCCEEDED: JOBS}
+        answers = [part.result for part in client.batch_results(batch)]
+    assert [float(a.iloc[0]) for a in answers] == [x + 1.0 for x in range(JOBS)]
+    assert program.stop(signal.SIGTERM) == 0
+
+
+def test_a_second_up_in_the_same_place_is_refused(up: Path, cli: Cli) -> None:
+    assert "uses the state directory" in cli("up", code=1).stderr
+
+
+def test_a_component_that_dies_is_named_and_nothing_is_left(home: Path, until: Callable[..., Any]) -> None:
+    program = start(home, "up")
+    program.wait_for("ready; state in")
+    (beat,) = [
+        p
+        for p in psutil.process_iter()
+        if {"worker.app", "beat"} <= set(p.cmdline()) and p.environ().get("PYFUNQ_HOME") == str(home)
+    ]
+    beat.kill()
+    assert program.process.wait(60) == 1
+    assert any(line.startswith("error: beat ended by itself") and "beat.log" in line for line in program.said)
+    until("everything has ended", lambda: not left_of(home), 10)
+
+
+@pytest.mark.timeout(150)
+def test_the_demo(home: Path) -> None:
+    begun = time.monotonic()
+    done = Cli(home)("demo")
+    assert time.monotonic() - begun < 90
+    table = {line.split("  ")[0]: line for line in done.stdout.splitlines() if line}
+    assert table["iris rows"].split()[2:4] == ["150", "150"]
+    assert table["backlog"].split()[1:3] == ["200", "100,000"]
+    assert "v1: 150" in table["iris rows"]
+    assert "v1: " in table["backlog"]
+    assert "v2: " in table["backlog"]
+    assert "failures: 0" in done.stdout
+    assert "sepal_length" in done.stdout
+    assert "Flower     http://127.0.0.1:" in done.stdout
+    assert "MLflow UI  http://127.0.0.1:" in done.stdout
+    assert "100,000 of 100,000 rows" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert left_of(home) == []
