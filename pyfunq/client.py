@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
@@ -14,10 +13,6 @@ from uuid import UUID
 
 from pyfunq.errors import (
     InvalidInput,
-    JobCancelled,
-    JobDead,
-    JobExpired,
-    JobFailed,
     PyFunQError,
     UnknownBatch,
     UnknownJob,
@@ -26,11 +21,12 @@ from pyfunq.errors import (
 from pyfunq.ids import id_time, new_id
 from pyfunq.inputs import EncodedInput, encode_input
 from pyfunq.job import Batch, Job, JobError, JobStatus, Lane
-from pyfunq.ledger import Ledger, NewJob, StoredResult
+from pyfunq.ledger import Ledger, NewJob
 from pyfunq.migrate import require_current
 from pyfunq.model_uri import check_allowed, parse_model_uri
+from pyfunq.outcomes import BatchPart, batch_part, decoded
 from pyfunq.queue import Publisher, make_app
-from pyfunq.results import decode_result, with_index
+from pyfunq.results import with_index
 from pyfunq.settings import Settings
 from pyfunq.signature import Signature
 from pyfunq.submitting import Submitter
@@ -47,16 +43,6 @@ _SIGNATURE_SECONDS = 2.0
 _BATCH_POLL_SECONDS = 0.2
 _CHUNKS_IN_FLIGHT = 8
 _RESULTS_AT_ONCE = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchPart:
-    """One job's share of a batch's results: `result` has `rows` rows, or `error` says why there is none."""
-
-    index: int
-    rows: int
-    result: Any
-    error: JobFailed | None
 
 
 class AsyncClient:
@@ -214,7 +200,7 @@ class AsyncClient:
         if not stored.status.is_final:
             await self.wait(job if isinstance(job, Job) else job_id, timeout)
             stored = await self._ledger.result(job_id)
-        return _decoded(f"job {job_id}", stored)
+        return decoded(f"job {job_id}", stored)
 
     async def predict(self, model: str, df: "pd.DataFrame", timeout: float | None = None) -> Any:  # noqa: ASYNC109
         """Predicts a DataFrame through the queue: a Series or DataFrame with its index.
@@ -263,7 +249,7 @@ class AsyncClient:
         start = 0
         while parts := await self._ledger.batch_results(batch_id, start=start, limit=_RESULTS_AT_ONCE):
             for index, rows, stored in parts:
-                yield _part(batch_id, index, rows, stored)
+                yield batch_part(batch_id, index, rows, stored)
             start = parts[-1][0] + 1
 
     async def cancel_batch(self, batch: Batch | UUID | str) -> Batch:
@@ -473,35 +459,3 @@ def _describe(source: Any) -> str:
 
 def _said(exc: BaseException) -> str:
     return exc.message if isinstance(exc, PyFunQError) else type(exc).__name__
-
-
-_ENDS: dict[JobStatus, type[JobFailed]] = {
-    JobStatus.FAILED: JobFailed,
-    JobStatus.CANCELLED: JobCancelled,
-    JobStatus.EXPIRED: JobExpired,
-    JobStatus.DEAD: JobDead,
-}
-
-
-def _failure(what: str, stored: StoredResult) -> JobFailed:
-    reason = f": {stored.error.message}" if stored.error else ""
-    return _ENDS[stored.status](
-        f"{what} {stored.status}{reason}", error_code=stored.error.code if stored.error else None
-    )
-
-
-def _decoded(what: str, stored: StoredResult) -> Any:
-    if stored.status is not JobStatus.SUCCEEDED:
-        raise _failure(what, stored)
-    if stored.format is None or stored.payload is None:
-        raise JobFailed(f"{what} succeeded, but its result is no longer kept")
-    return decode_result(stored.format, stored.payload)
-
-
-def _part(batch_id: UUID, index: int, rows: int, stored: StoredResult) -> BatchPart:
-    what = f"job {index} of batch {batch_id}"
-    if not stored.status.is_final:
-        return BatchPart(index=index, rows=rows, result=None, error=JobFailed(f"{what} is still {stored.status}"))
-    if stored.status is not JobStatus.SUCCEEDED:
-        return BatchPart(index=index, rows=rows, result=None, error=_failure(what, stored))
-    return BatchPart(index=index, rows=rows, result=_decoded(what, stored), error=None)

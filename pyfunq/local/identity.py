@@ -1,9 +1,16 @@
 """Which process a pid means: pids are used again, so a recorded one counts only together with its start."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
+
+TOKEN_VARIABLE = "PYFUNQ_GUARDED"  # noqa: S105
+"""In the environment of the program and of what it starts: by it, leftovers of a crash are recognised."""
+KILL_SECONDS = 10.0
 
 
 def started(pid: int) -> str | None:
@@ -28,6 +35,17 @@ def started(pid: int) -> str | None:
 def alive(pid: int, start: str | None) -> bool:
     """Whether the process that was recorded with this start still runs."""
     return start is not None and started(pid) == start
+
+
+def kill_group(pid: int, start: str | None, seconds: float = KILL_SECONDS) -> None:
+    """SIGKILL the group that the process leads, if it is still the recorded one; wait until it is gone."""
+    give_up = time.monotonic() + seconds
+    while alive(pid, start) and time.monotonic() < give_up:
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+        time.sleep(0.01)
 
 
 @cache

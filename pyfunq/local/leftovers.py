@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from pyfunq.local import identity
-from pyfunq.local.process import TOKEN_VARIABLE, kill_group
+from pyfunq.local.identity import TOKEN_VARIABLE, kill_group
 
 GUARD_SECONDS = 5.0
 """What a guard gets beyond its program's own time to stop."""

@@ -17,8 +17,6 @@ from pyfunq.local import identity
 from pyfunq.local.files import write_private
 
 GUARD = Path(__file__).with_name("guard.py")
-TOKEN_VARIABLE = "PYFUNQ_GUARDED"  # noqa: S105
-"""In the environment of the program and of what it starts: by it, leftovers of a crash are recognised."""
 REPORT_SECONDS = 30.0
 """A guard that says nothing for this long after its start is given up."""
 GUARD_KILL_SECONDS = 10.0
@@ -81,7 +79,7 @@ class GuardedProcess:
         token = os.urandom(12).hex()
         spec = {
             "argv": [str(part) for part in argv],
-            "env": {**(os.environ if env is None else env), TOKEN_VARIABLE: token},
+            "env": {**(os.environ if env is None else env), identity.TOKEN_VARIABLE: token},
             "cwd": str(cwd or Path.cwd()),
             "user": user,
             "log": str(log.absolute()),
@@ -214,7 +212,7 @@ class GuardedProcess:
             if report:
                 code = int(json.loads(report)["exit"])
             else:
-                from pyfunq.local.leftovers import end_program  # it imports this module
+                from pyfunq.local.leftovers import end_program  # psutil, which starting must do without
 
                 end_program(self.pid, self.started, self._token)
                 code = -signal.SIGKILL
@@ -238,17 +236,6 @@ class GuardedProcess:
                 _pipe(pipe).close()
             except BrokenPipeError:
                 continue
-
-
-def kill_group(pid: int, start: str | None, seconds: float = GUARD_KILL_SECONDS) -> None:
-    """SIGKILL the group that the process leads, if it is still the recorded one; wait until it is gone."""
-    give_up = time.monotonic() + seconds
-    while identity.alive(pid, start) and time.monotonic() < give_up:
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            return
-        time.sleep(0.01)
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
