@@ -11,6 +11,8 @@ from pyfunq.settings import Settings
 
 LANES = f"{Lane.INTERACTIVE},{Lane.BULK}"
 _CELERY = [sys.executable, "-m", "celery", "-A", "worker.app"]
+# `args` says model and number of jobs, `kwargs` the lane, `result` what became of them.
+_FLOWER_COLUMNS = "name,args,kwargs,state,result,received,started,runtime,worker,uuid"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -34,7 +36,8 @@ def beat_command(home: Path) -> list[str]:
 
 
 def flower_command(*, address: str, port: int, extra: Sequence[str] = ()) -> list[str]:
-    return [*_CELERY, "flower", f"--address={address}", f"--port={port}", *extra]
+    columns = f"--tasks_columns={_FLOWER_COLUMNS}"
+    return [*_CELERY, "flower", f"--address={address}", f"--port={port}", columns, *extra]
 
 
 def flower_environment(settings: Settings) -> tuple[dict[str, str], str | None]:

@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import threading
+from contextlib import suppress
 from typing import Any
 
 from celery.signals import (
@@ -25,8 +26,9 @@ _MLFLOW_ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-# Imported before the fork, so that children share the memory and start at once.
-_HEAVY_MODULES = ("mlflow.pyfunc", "pandas", "pyarrow", "sklearn.base")
+# Imported before the fork, so that children share the memory, and the first model of the most common flavour loads in
+# a tenth of a second instead of one.
+_HEAVY_MODULES = ("mlflow.pyfunc", "mlflow.sklearn", "pandas", "pyarrow", "skops.io", "sklearn.ensemble")
 
 for _name, _value in _MLFLOW_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
@@ -83,7 +85,8 @@ def _take_control_tasks_first(sender: str, instance: Any, **_: Any) -> None:
 @worker_init.connect
 def _import_before_fork(**_: Any) -> None:
     for module in _HEAVY_MODULES:
-        importlib.import_module(module)
+        with suppress(ImportError):  # a worker image may do without scikit-learn
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()
 

@@ -35,7 +35,7 @@ def run_page(process: WorkerProcess, page_id: UUID) -> str:
     while jobs := process.claim(page_id):
         for outcome in run_jobs(process, jobs):
             counts[outcome] = counts.get(outcome, 0) + 1
-    return ", ".join(f"{n} {what}" for what, n in sorted(counts.items())) or "nothing left to do"
+    return ", ".join(f"{n} {what}" for what, n in sorted(counts.items())) or "its jobs went with another message"
 
 
 def run_jobs(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[str]:

@@ -1,6 +1,7 @@
 """The ledger's statements against a real PostgreSQL."""
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,7 @@ from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput
 from pyfunq.job import JobError, JobStatus, Lane
 from pyfunq.ledger import ClaimedJob, Ledger, ModelVersion, NewJob, Outcome
+from pyfunq.sql import queries
 
 CAPS = {"max_jobs": 100, "max_rows": 1000, "max_bytes": 1_000_000}
 MODEL = "models:/iris/1"
@@ -258,6 +260,31 @@ async def test_a_character_that_jsonb_lacks_does_not_break_the_view(ledger: Ledg
     rows = await connection.fetch("SELECT prediction FROM model_predictions ORDER BY job_id")
     await connection.close()
     assert [row["prediction"] for row in rows] == [None, "[1]"]
+
+
+@pytest.mark.parametrize(
+    ("query", "arguments", "by"),
+    [
+        ("claim", "NULL, NULL, 1000, 10000, 1000000", r"job_queued_page|id = ANY"),
+        ("finish", "NULL, " + ", ".join(["NULL"] * 9), r"Index Cond: \(id = d.id\)|Hash Join"),
+        ("release", "NULL, NULL, NULL, 5", r"Index Cond: \(id = d.id\)|Hash Join"),
+        ("get_jobs", "NULL", r"id = ANY"),
+    ],
+)
+async def test_hot_statements_find_their_rows_by_index_in_a_generic_plan(
+    ledger: Ledger, database_url: str, query: str, arguments: str, by: str
+) -> None:
+    """PostgreSQL takes to generic plans after a connection's fifth execution; they must not scan for each job."""
+    for _ in range(5):
+        await submit(ledger, *(new_job() for _ in range(1000)))
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("ANALYZE job")
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    await connection.execute(f"PREPARE hot AS {queries()[query]}")
+    plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE hot({arguments})"))
+    await connection.close()
+    assert "Seq Scan on job" not in plan
+    assert re.search(by, plan), plan
 
 
 async def test_listing_pages_from_newest_to_oldest(ledger: Ledger) -> None:
