@@ -17,6 +17,9 @@ from pyfunq.sql import queries
 
 _CONNECT_SECONDS = 10.0
 _COMMAND_SECONDS = 60.0
+_RUNNING = str(JobStatus.RUNNING)
+# Every statement has an index to go by. A plan that was made while the table was small would read all of it later.
+_SERVER_SETTINGS = {"application_name": "pyfunq", "jit": "off", "enable_seqscan": "off"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +161,7 @@ class Ledger:
                 max_size=max_connections,
                 timeout=_CONNECT_SECONDS,
                 command_timeout=_COMMAND_SECONDS,
-                server_settings={"application_name": "pyfunq", "jit": "off"},
+                server_settings=_SERVER_SETTINGS,
             )
         try:
             yield cls(pool)
@@ -231,11 +234,12 @@ class Ledger:
             for o in outcomes
         ]
         columns = (list(column) for column in zip(*rows, strict=True))
-        return {r["id"] for r in await self._fetch("finish", worker_id, *columns)}
+        return {r["id"] for r in await self._fetch("finish", worker_id, _RUNNING, *columns)}
 
     async def release(self, worker_id: UUID, jobs: Sequence[ClaimedJob], *, after_seconds: float) -> None:
         """Gives claimed jobs back with their attempt, to be taken again after a while."""
-        await self._fetch("release", worker_id, [j.id for j in jobs], [j.attempt for j in jobs], after_seconds)
+        ids, attempts = [j.id for j in jobs], [j.attempt for j in jobs]
+        await self._fetch("release", worker_id, _RUNNING, ids, attempts, after_seconds)
 
     # Model versions.
 

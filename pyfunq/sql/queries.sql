@@ -17,16 +17,17 @@ WITH own AS MATERIALIZED (
     LIMIT $3
     FOR UPDATE SKIP LOCKED
 ), along AS MATERIALIZED (
-    SELECT job.id, job.rows, octet_length(job.input) AS bytes
+    SELECT id, rows, octet_length(input) AS bytes
     FROM job
-    JOIN (SELECT model_uri, lane FROM own LIMIT 1) AS head USING (model_uri, lane)
-    WHERE status = 'queued' AND attempt = 0 AND page_id <> $1
+    -- Scalars and not a join: so the index gives the order, and a backlog is not sorted for each micro-batch.
+    WHERE model_uri = (SELECT model_uri FROM own LIMIT 1) AND lane = (SELECT lane FROM own LIMIT 1)
+      AND status = 'queued' AND attempt = 0 AND page_id <> $1
       AND not_before IS NULL AND (expires_at IS NULL OR expires_at > now())
-      AND job.rows <= $4 - (SELECT sum(rows) FROM own)
+      AND rows <= $4 - (SELECT sum(rows) FROM own)
       AND NOT EXISTS (SELECT FROM own WHERE attempt > 0)
-    ORDER BY job.id
+    ORDER BY id
     LIMIT greatest(0, $3 - (SELECT count(*) FROM own))
-    FOR UPDATE OF job SKIP LOCKED
+    FOR UPDATE SKIP LOCKED
 ), measured AS (
     SELECT id, sum(rows) OVER upto - rows AS rows_before, sum(bytes) OVER upto - bytes AS bytes_before
     FROM (SELECT id, rows, bytes, 0 AS rank FROM own UNION ALL SELECT id, rows, bytes, 1 FROM along) AS candidate
@@ -84,24 +85,26 @@ DELETE FROM resolution WHERE model_uri = $1
 UPDATE model_version SET signature = $2 WHERE id = $1 AND signature IS DISTINCT FROM $2
 
 -- name: finish
--- Records final statuses and results, each guarded by id, status, attempt and worker; returns what was recorded.
+-- Records final statuses and results, each guarded by id, status ($2), attempt and worker; returns what was recorded.
+-- The status is an argument, so that a generic plan cannot take the partial index on running jobs, whose size the
+-- planner does not know: it would read all of it again for each job.
 UPDATE job
 SET status = d.status, finished_at = clock_timestamp(), version_id = d.version_id,
     result_format = d.result_format, result = d.result, confidence = d.confidence::real[],
     error_code = d.error_code, error_message = d.error_message
-FROM unnest($2::uuid[], $3::smallint[], $4::text[], $5::integer[], $6::text[], $7::bytea[], $8::text[], $9::text[],
-            $10::text[])
+FROM unnest($3::uuid[], $4::smallint[], $5::text[], $6::integer[], $7::text[], $8::bytea[], $9::text[], $10::text[],
+            $11::text[])
      AS d (id, attempt, status, version_id, result_format, result, confidence, error_code, error_message)
-WHERE job.id = d.id AND job.status = 'running' AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
 -- name: release
--- Puts claimed jobs back without burning their attempt, to be taken again after $4 seconds.
+-- Puts claimed jobs back without burning their attempt, to be taken again after $5 seconds; guarded like `finish`.
 UPDATE job
 SET status = 'queued', attempt = job.attempt - 1, worker_id = NULL, started_at = NULL,
-    not_before = now() + make_interval(secs => $4)
-FROM unnest($2::uuid[], $3::smallint[]) AS d (id, attempt)
-WHERE job.id = d.id AND job.status = 'running' AND job.attempt = d.attempt AND job.worker_id = $1
+    not_before = now() + make_interval(secs => $5)
+FROM unnest($3::uuid[], $4::smallint[]) AS d (id, attempt)
+WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
 -- name: cancel

@@ -78,8 +78,8 @@ ALTER TABLE job SET (
 );
 
 CREATE INDEX job_queued_page ON job (page_id) WHERE status = 'queued';
-CREATE INDEX job_queued_model ON job (model_uri, lane, id) WHERE status = 'queued';
--- By id and not by worker: with the latter, a generic plan of `finish` reads a worker's jobs again for each of them.
+-- Not for jobs that were taken before, which come without company; so a plan for a page cannot mistake it for the above.
+CREATE INDEX job_queued_model ON job (model_uri, lane, id) WHERE status = 'queued' AND attempt = 0;
 CREATE INDEX job_running ON job (id) WHERE status = 'running';
 CREATE INDEX job_queued_deadline ON job (expires_at) WHERE status = 'queued' AND expires_at IS NOT NULL;
 CREATE INDEX job_batch ON job (batch_id, batch_index) WHERE batch_id IS NOT NULL;
