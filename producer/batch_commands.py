@@ -137,12 +137,27 @@ def _frames(client: Client, batch: Batch) -> Iterator["pd.DataFrame"]:
     """
     import pandas as pd
 
+    like: pd.DataFrame | None = None
+    rows_before = 0  # of jobs without a result, until one with a result shows the columns
     for part in client.batch_results(batch):
         if part.error is not None:
             say(f"warning: {part.error.message}")
-            yield pd.DataFrame({"prediction": [None] * part.rows})
-        else:
-            yield as_frame(part.result)
+            if like is None:
+                rows_before += part.rows
+            else:
+                yield _nulls(like, part.rows)
+            continue
+        like = as_frame(part.result)
+        if rows_before:
+            yield _nulls(like, rows_before)
+            rows_before = 0
+        yield like
+    if rows_before:
+        yield _nulls(pd.DataFrame({"prediction": pd.Series(dtype=object)}), rows_before)
+
+
+def _nulls(like: "pd.DataFrame", rows: int) -> "pd.DataFrame":
+    return like.iloc[:0].reindex(range(rows))
 
 
 def as_frame(result: Any) -> "pd.DataFrame":

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _PATIENCE_SECONDS = 300.0
+# Below worker_proc_alive_timeout, after which Celery kills a child that has not started.
+_STARTING_SECONDS = 90.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
@@ -52,12 +54,15 @@ class WorkerProcess:
         self._versions: dict[int, ModelVersion] = {}
         self._loop = LoopThread()
         self._stack = AsyncExitStack()
+        self._patiently(self._open_ledger, _STARTING_SECONDS)
         self._loop.run(self._open())
         self._beating = self._loop.start(self._beat())
 
-    async def _open(self) -> None:
+    async def _open_ledger(self) -> None:
         await require_current(self.settings.database)
         self.ledger = await self._stack.enter_async_context(Ledger.open(self.settings.database, max_connections=4))
+
+    async def _open(self) -> None:
         self._redis = Redis.from_url(self.settings.redis, socket_timeout=5, socket_connect_timeout=5)
         self._stack.push_async_callback(self._redis.aclose)
         await self.ledger.beat(self.id, socket.gethostname(), os.getpid())
@@ -139,12 +144,12 @@ class WorkerProcess:
         except (RedisError, OSError) as exc:
             log.warning("%d finished jobs were not announced (%s); waiters poll", len(ids), type(exc).__name__)
 
-    def _patiently(self, ask: Callable[[], Coroutine[Any, Any, R]]) -> R:
+    def _patiently(self, ask: Callable[[], Coroutine[Any, Any, R]], seconds: float = _PATIENCE_SECONDS) -> R:
         """Repeats a ledger call while Postgres is away.
 
-        After 300 s this process takes a new identity, so that rescue gives what the old one had claimed to others.
+        In the end this process takes a new identity, so that rescue gives what the old one had claimed to others.
         """
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + seconds
         pause = _FIRST_PAUSE
         while True:
             try:

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from producer.demo_models import diabetes
+from pyfunq.client import Client
+from pyfunq.environment import load_settings
 from tests.acceptance.conftest import Cli
 
 MODEL = "models:/diabetes/Production"
@@ -81,6 +83,21 @@ def test_bad_files_are_refused_before_anything_is_submitted(cli: Cli, frame: pd.
         assert line.startswith("error: ")
         assert says in line, (file, line)
     assert cli("list", "--json", "--limit", "1000").stdout == before
+
+
+def test_rows_of_a_failed_job_are_nulls_in_their_place(cli: Cli, up: Path, tmp_path: Path) -> None:
+    x, _ = diabetes()
+    wrong = x.assign(bmi=float("nan"))  # which the signature allows and Ridge does not
+    with Client(load_settings(home=up)) as client:
+        frames = [wrong.head(10), x.head(10), wrong.head(5)]
+        batch = client.submit_batch("models:/diabetes/1", frames, chunk_rows=10)
+        done = client.wait_batch(batch, 30)
+    assert {str(status): n for status, n in done.counts.items()} == {"failed": 2, "succeeded": 1}
+    said = cli("batch", "results", batch.id, "-o", tmp_path / "out.parquet").stderr
+    assert said.count("warning: job") == 2
+    assert "ValueError" in said
+    answers = pd.read_parquet(tmp_path / "out.parquet")["prediction"]
+    assert answers.isna().tolist() == [True] * 10 + [False] * 10 + [True] * 5
 
 
 def test_batches_that_do_not_exist(cli: Cli) -> None:

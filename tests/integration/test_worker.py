@@ -15,7 +15,7 @@ from redis import Redis
 from sklearn.linear_model import LinearRegression
 
 from pyfunq.client import AsyncClient
-from pyfunq.errors import JobFailed
+from pyfunq.errors import JobFailed, LedgerUnavailable
 from pyfunq.ids import new_id
 from pyfunq.job import Job, JobStatus, Lane
 from pyfunq.ledger import Ledger
@@ -314,6 +314,26 @@ async def test_with_mlflow_away_loaded_models_go_on_and_others_wait(
     waiting = await run(process, "models:/iris@first")
     process.close()
     assert (waiting.status, waiting.attempt) == (JobStatus.QUEUED, 0)
+
+
+async def test_a_process_that_starts_before_postgres_waits_for_it(
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import worker.process
+
+    refusals = iter([LedgerUnavailable(), LedgerUnavailable()])
+    real = worker.process.require_current
+
+    async def away_at_first(database_url: str) -> None:
+        for refusal in refusals:
+            raise refusal
+        await real(database_url)
+
+    monkeypatch.setattr(worker.process, "require_current", away_at_first)
+    process = await asyncio.to_thread(WorkerProcess, settings)
+    assert len(await ledger.live_workers(60)) == 1
+    await asyncio.to_thread(process.close)
+    assert await ledger.live_workers(60) == []
 
 
 async def test_a_broken_model_fails_its_jobs_without_being_loaded_again_and_again(
