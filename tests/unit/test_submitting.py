@@ -1,0 +1,91 @@
+"""Pages: what shares a message, and group commit as its callers see it."""
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID
+
+import pytest
+
+from pyfunq.errors import LedgerUnavailable, QueueUnavailable
+from pyfunq.ids import new_id
+from pyfunq.inputs import EncodedInput
+from pyfunq.job import Lane
+from pyfunq.ledger import NewJob, Page
+from pyfunq.submitting import Submitter, paginate
+
+
+def job(model_uri: str = "models:/a/1", lane: Lane = Lane.BULK, batch: UUID | None = None) -> NewJob:
+    encoded = EncodedInput(format="split", payload=b"{}", params=None, rows=1)
+    return NewJob(id=new_id(), model_uri=model_uri, input=encoded, lane=lane, max_attempts=3, batch_id=batch)
+
+
+def test_jobs_of_a_model_and_lane_share_a_page() -> None:
+    jobs = [job(), job("models:/b/1"), job(), job(lane=Lane.INTERACTIVE)]
+    placed, pages = paginate(jobs)
+    assert sorted(p.jobs for p in pages) == [1, 1, 2]
+    assert {j.id for _, j in placed} == {j.id for j in jobs}
+    by_page = {page.id: [j for at, j in placed if at == page.id] for page in pages}
+    for page in pages:
+        assert {(j.model_uri, j.lane) for j in by_page[page.id]} == {(page.model_uri, page.lane)}
+        assert len(by_page[page.id]) == page.jobs
+
+
+def test_a_page_of_one_has_its_jobs_id_so_that_flower_finds_it() -> None:
+    (alone,) = (job(),)
+    _, (page,) = paginate([alone])
+    assert page.id == alone.id
+
+
+def test_large_submissions_and_batches_become_several_pages() -> None:
+    _, pages = paginate([job() for _ in range(2500)])
+    assert [p.jobs for p in pages] == [1000, 1000, 500]
+    batch = new_id()
+    _, pages = paginate([job(batch=batch) for _ in range(3)])
+    assert [p.jobs for p in pages] == [1, 1, 1]
+
+
+class Recorder:
+    """Stands where ledger and publisher stand; the real ones are met in the integration tests."""
+
+    def __init__(self) -> None:
+        self.flushes: list[int] = []
+        self.published: list[Page] = []
+        self.open = asyncio.Event()
+        self.failure: Exception | None = None
+
+    async def submit(self, placed: Sequence[tuple[UUID, NewJob]]) -> None:
+        self.flushes.append(len(placed))
+        await self.open.wait()
+        if self.failure:
+            raise self.failure
+
+    async def publish(self, pages: Sequence[Page]) -> None:
+        self.published.extend(pages)
+        raise QueueUnavailable
+
+
+async def test_what_comes_during_a_flush_is_committed_with_the_next() -> None:
+    recorder = Recorder()
+    submitter = Submitter(recorder, recorder)  # type: ignore[arg-type]
+    submits = [asyncio.create_task(submitter.submit([job()]))]
+    await asyncio.sleep(0)
+    submits += [asyncio.create_task(submitter.submit([job()])) for _ in range(9)]
+    recorder.open.set()
+    await asyncio.gather(*submits)
+    assert recorder.flushes == [1, 9], "the first waited for nobody, the others for one commit"
+    await submitter.close()
+    assert [p.jobs for p in recorder.published] == [1, 9], "and Redis being away was nobody's error"
+
+
+async def test_a_failed_commit_is_told_to_all_who_wait_for_it_and_to_nobody_later() -> None:
+    recorder = Recorder()
+    recorder.open.set()
+    recorder.failure = LedgerUnavailable()
+    submitter = Submitter(recorder, recorder)  # type: ignore[arg-type]
+    ends = await asyncio.gather(*(submitter.submit([job()]) for _ in range(3)), return_exceptions=True)
+    assert [type(end) for end in ends] == [LedgerUnavailable] * 3
+    recorder.failure = None
+    await submitter.submit([job()])
+    recorder.failure = LedgerUnavailable()
+    with pytest.raises(LedgerUnavailable):
+        await submitter.submit([job()])
