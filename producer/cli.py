@@ -19,7 +19,7 @@ from producer.programs import (
     worker_command,
     worker_processes,
 )
-from pyfunq import errors
+from pyfunq import __version__, errors
 from pyfunq.client import Client
 from pyfunq.environment import child_environment, load_settings
 from pyfunq.inputs import parse_json_input
@@ -29,7 +29,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="A queue for MLflow models: submit prediction jobs, follow them, run the workers.",
 )
 app.add_typer(batch_commands.app, name="batch")
 app.add_typer(model_commands.app, name="models")
@@ -69,6 +68,19 @@ def main() -> None:
     except KeyboardInterrupt:
         say("interrupted; what was accepted goes on")
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pyfunq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version)] = False,
+) -> None:
+    """A queue for MLflow models: submit prediction jobs, follow them, run the workers."""
 
 
 @app.command()

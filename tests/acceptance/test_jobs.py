@@ -1,13 +1,17 @@
 """Single jobs by the CLI, good and bad."""
 
+import base64
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from redis import Redis
 
 from pyfunq.client import Client
 from pyfunq.environment import load_settings
@@ -118,6 +122,46 @@ def test_waiting_gives_up_and_the_job_goes_on(cli: Cli) -> None:
     job = cli("submit", "models:/iris/1", split(SETOSA), "--lane", "bulk").stdout.strip()
     cli("wait", job)
     assert "was not finished after" not in cli("wait", job, "--timeout", "0.001").stderr, "it is final already"
+
+
+def test_a_pickle_in_the_queue_is_never_opened(cli: Cli, up: Path, tmp_path: Path) -> None:
+    """A message of any other kind is thrown away, and the worker goes on."""
+    target = tmp_path / "opened"
+    message = kombu_message(pickle.dumps(Opened(str(target))), "application/x-python-serialize")
+    unknown = kombu_message(b"[[], {}, {}]", "application/json", task="os.system")
+    redis_url = json.loads((up / "endpoints.json").read_text())["endpoints"]["redis_url"]
+    with Redis.from_url(redis_url) as redis:
+        for _ in range(3):
+            redis.lpush("interactive", message, unknown)
+    assert json.loads(cli("submit", IRIS, split(SETOSA), "--wait", "--timeout", "30").stdout) == ["setosa"]
+    with Redis.from_url(redis_url) as redis:
+        assert redis.llen("interactive") == 0
+    assert not target.exists()
+
+
+class Opened:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+def kombu_message(body: bytes, content_type: str, task: str = "pyfunq.predict") -> str:
+    return json.dumps(
+        {
+            "body": base64.b64encode(body).decode(),
+            "content-encoding": "binary" if "python" in content_type else "utf-8",
+            "content-type": content_type,
+            "headers": {"lang": "py", "task": task, "id": str(uuid4()), "root_id": None, "parent_id": None},
+            "properties": {
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": "interactive"},
+                "delivery_tag": str(uuid4()),
+                "body_encoding": "base64",
+            },
+        }
+    )
 
 
 def test_an_expired_job_is_never_predicted(cli: Cli) -> None:

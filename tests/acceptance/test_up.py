@@ -19,6 +19,7 @@ from pyfunq.client import Client
 from pyfunq.environment import load_settings
 from pyfunq.job import JobStatus
 from tests.acceptance.conftest import Cli, start
+from tests.conftest import Servers
 
 JOBS = 60
 
@@ -53,7 +54,7 @@ def one_row_each() -> Iterator[pd.DataFrame]:
 def test_what_was_queued_goes_on_after_a_stop_and_after_a_kill(home: Path, until: Callable[..., Any]) -> None:
     options = {"PYFUNQ_BATCH_MAX_JOBS": "1", "PYFUNQ_STALE_SECONDS": "3", "PYFUNQ_HEARTBEAT_SECONDS": "1"}
     options |= {"PYFUNQ_RESCUE_SECONDS": "1", "PYFUNQ_PUBLISH_GRACE_SECONDS": "1"}
-    program = start(home, "up", **options)
+    program = start(home, "up", "--logs", **options)
     program.wait_for("ready; state in")
     endpoints = json.loads((home / "endpoints.json").read_text())["endpoints"]
     mlflow.set_tracking_uri(endpoints["mlflow_tracking_uri"])
@@ -66,6 +67,7 @@ def test_what_was_queued_goes_on_after_a_stop_and_after_a_kill(home: Path, until
     assert program.stop() == 0
     assert time.monotonic() - begun < 30
     assert any("stopping: the worker finishes what it has" in line for line in program.said)
+    assert any(line.startswith("worker | ") and "pyfunq.predict" in line for line in program.said), "by --logs"
     until("everything has ended", lambda: not left_of(home), 10)
 
     program = start(home, "up", **options)
@@ -107,10 +109,31 @@ def test_a_component_that_dies_is_named_and_nothing_is_left(home: Path, until: C
     until("everything has ended", lambda: not left_of(home), 10)
 
 
+def test_a_configured_server_is_used_and_a_second_ctrl_c_stops_at_once(
+    home: Path, servers: Servers, until: Callable[..., Any]
+) -> None:
+    program = start(home, "up", PYFUNQ_REDIS_URL=servers.redis, MLFLOW_TRACKING_URI=servers.mlflow)
+    program.wait_for("ready; state in")
+    said = {line.split()[0]: line for line in program.said}
+    assert ("configured" in said["redis"], "configured" in said["mlflow"], "ready" in said["postgres"]) == (True,) * 3
+    assert not (home / "redis").exists()
+    assert servers.redis.split("@")[0].split(":")[-1] not in "".join(program.said), "the password is not shown"
+    findings = [json.loads(line) for line in Cli(home)("doctor", "--json").stdout.splitlines()]
+    assert all(f["ok"] for f in findings)
+    begun = time.monotonic()
+    program.process.send_signal(signal.SIGINT)
+    program.wait_for("stopping")
+    program.process.send_signal(signal.SIGINT)
+    assert program.process.wait(10) in (0, 130)
+    assert time.monotonic() - begun < 10
+    until("everything has ended", lambda: not left_of(home), 10)
+
+
 @pytest.mark.timeout(150)
 def test_the_demo(home: Path) -> None:
     begun = time.monotonic()
-    done = Cli(home)("demo")
+    # It has servers of its own, whatever is configured.
+    done = Cli(home)("demo", PYFUNQ_REDIS_URL="redis://127.0.0.1:9/0", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert time.monotonic() - begun < 90
     table = {line.split("  ")[0]: line for line in done.stdout.splitlines() if line}
     assert table["iris rows"].split()[2:4] == ["150", "150"]

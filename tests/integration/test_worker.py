@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from redis import Redis
 from sklearn.linear_model import LinearRegression
 
 from pyfunq.client import AsyncClient
-from pyfunq.errors import JobFailed, LedgerUnavailable
+from pyfunq.errors import InvalidInput, JobFailed, LedgerUnavailable
 from pyfunq.ids import new_id
 from pyfunq.job import Job, JobStatus, Lane
 from pyfunq.ledger import Ledger
@@ -89,6 +90,16 @@ class Moody(PythonModel):
 def moody_model(register: RegisterModel) -> str:
     register("moody", Moody(), None)
     return "models:/moody/1"
+
+
+@pytest.fixture(scope="session")
+def counting_model(register: RegisterModel) -> str:
+    """Its one column `n` is an integer; answers 2n."""
+    x = pd.DataFrame({"n": [1, 2, 3]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow warns of integer columns
+        register("counting", LinearRegression().fit(x, [2.0, 4.0, 6.0]), x)
+    return "models:/counting/1"
 
 
 @pytest.mark.parametrize(
@@ -214,12 +225,28 @@ async def test_what_a_signature_refuses_fails_at_the_worker_first_and_then_at_su
     with pytest.raises(JobFailed, match=says) as caught:
         await client.result(bad)
     assert caught.value.error_code == "invalid_input"
-    from pyfunq.errors import InvalidInput
-
     async with AsyncClient(settings) as later:
         with pytest.raises(InvalidInput, match=says):
             await later.submit("models:/iris/1", inputs)
         assert len(await later.list()) == 2, "nothing was written"
+
+
+@pytest.mark.parametrize("bad", [1.5, None, "one", True])
+async def test_an_integer_column_takes_integers_alone(
+    client: AsyncClient, settings: Settings, work: Work, counting_model: str, bad: Any
+) -> None:
+    rows = [[3], [2.0], [bad]]
+    jobs = await client.submit_many(counting_model, [split(row, columns=["n"]) for row in rows])
+    await work.all()
+    assert [round((await client.result(job))[0], 6) for job in jobs[:2]] == [6.0, 4.0]
+    with pytest.raises(JobFailed, match="column '?n'?") as caught:
+        await client.result(jobs[2])
+    assert caught.value.error_code == "invalid_input"
+    async with AsyncClient(settings) as later:
+        with pytest.raises(InvalidInput, match="column '?n'?"):
+            await later.submit(counting_model, split([bad], columns=["n"]))
+        with pytest.raises(InvalidInput, match="column '?n'?"):
+            await later.submit(counting_model, pd.DataFrame({"n": [1, bad]}))
 
 
 async def test_frames_keep_their_index_and_large_ones_become_several_jobs(

@@ -1,0 +1,70 @@
+"""Migrations: from nothing, twice, at once, and when somebody changed one."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import count
+from typing import Any
+
+import asyncpg
+import pytest
+
+from pyfunq import migrate as module
+from pyfunq.errors import MigrationNeeded
+from pyfunq.migrate import MigrationChanged, migrate, migration_state, require_current
+from pyfunq.sql import migrations
+from tests.conftest import Servers, database_named
+
+_numbers = count(1)
+
+
+@pytest.fixture
+async def empty_url(servers: Servers) -> AsyncIterator[str]:
+    name = f"empty_{next(_numbers)}"
+    admin = await asyncpg.connect(database_named(servers.database, "postgres"))
+    await admin.execute(f"CREATE DATABASE {name}")
+    yield database_named(servers.database, name)
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+
+
+NAMES = tuple(name for name, _ in migrations())
+
+
+async def test_from_nothing_to_current_once(empty_url: str) -> None:
+    assert (await migration_state(empty_url)).pending == NAMES
+    with pytest.raises(MigrationNeeded, match=r"0001.*pyfunq migrate"):
+        await require_current(empty_url)
+    assert await migrate(empty_url) == NAMES
+    assert await migrate(empty_url) == ()
+    await require_current(empty_url)
+
+
+async def test_many_hosts_at_once_apply_each_once(empty_url: str) -> None:
+    done = await asyncio.gather(*(migrate(empty_url) for _ in range(6)))
+    assert sorted(done) == [()] * 5 + [NAMES]
+
+
+async def test_one_that_fails_leaves_nothing_behind(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = (*migrations(), ("9999_broken.sql", "CREATE TABLE half (a int); SELECT no_such_function();"))
+    monkeypatch.setattr(module, "migrations", lambda: broken)
+    with pytest.raises(asyncpg.UndefinedFunctionError):
+        await migrate(empty_url)
+    connection = await asyncpg.connect(empty_url)
+    assert await connection.fetchval("SELECT to_regclass('half')") is None
+    await connection.close()
+    assert (await migration_state(empty_url)).applied == NAMES
+
+
+async def test_one_outside_a_transaction(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await migrate(empty_url)
+    text = "-- no transaction\nCREATE INDEX CONCURRENTLY job_test ON job (created_at);"
+    monkeypatch.setattr(module, "migrations", lambda: (*migrations(), ("9999_index.sql", text)))
+    assert await migrate(empty_url) == ("9999_index.sql",)
+
+
+async def test_a_changed_migration_is_refused(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await migrate(empty_url)
+    changed: Any = tuple((name, text + "\n-- changed") for name, text in migrations())
+    monkeypatch.setattr(module, "migrations", lambda: changed)
+    with pytest.raises(MigrationChanged, match="0001"):
+        await migrate(empty_url)
