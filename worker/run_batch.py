@@ -1,6 +1,7 @@
 """One page of jobs as named steps: claim, resolve, load, group, predict, record."""
 
 import logging
+import traceback
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,9 @@ def run_jobs(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[str]:
             return ["put back"] * len(jobs)
         outcomes = [failed(job, exc) for job in jobs]
     except Exception as exc:  # a defect of this program must not leave jobs running for ever
-        log.exception("%d jobs of %s failed", len(jobs), jobs[0].model_uri)
+        # Where it happened and not what it said: its message may hold inputs.
+        where = "".join(traceback.format_tb(exc.__traceback__))
+        log.error("%d jobs of %s failed with %s\n%s", len(jobs), jobs[0].model_uri, type(exc).__name__, where)
         outcomes = [failed(job, PyFunQError(f"internal error: {type(exc).__name__}")) for job in jobs]
     recorded = process.record(outcomes)
     return [_words(o) if o.job.id in recorded else "not kept" for o in outcomes]

@@ -239,13 +239,13 @@ async def test_an_integer_column_takes_integers_alone(
     jobs = await client.submit_many(counting_model, [split(row, columns=["n"]) for row in rows])
     await work.all()
     assert [round((await client.result(job))[0], 6) for job in jobs[:2]] == [6.0, 4.0]
-    with pytest.raises(JobFailed, match="column '?n'?") as caught:
+    with pytest.raises(JobFailed, match=r"column '?n'?") as caught:
         await client.result(jobs[2])
     assert caught.value.error_code == "invalid_input"
     async with AsyncClient(settings) as later:
-        with pytest.raises(InvalidInput, match="column '?n'?"):
+        with pytest.raises(InvalidInput, match=r"column '?n'?"):
             await later.submit(counting_model, split([bad], columns=["n"]))
-        with pytest.raises(InvalidInput, match="column '?n'?"):
+        with pytest.raises(InvalidInput, match=r"column '?n'?"):
             await later.submit(counting_model, pd.DataFrame({"n": [1, bad]}))
 
 
@@ -430,6 +430,8 @@ async def test_a_defect_of_ours_fails_jobs_instead_of_leaving_them_running(
     assert (now.status, now.error.code, now.error.message) == (
         *(JobStatus.FAILED, "internal", "internal error: RuntimeError"),
     )
+    assert "failed with RuntimeError" in caplog.text
+    assert "secret value" not in caplog.text
 
 
 async def test_the_cache_keeps_its_bounds_and_never_drops_what_is_in_use(
