@@ -414,7 +414,11 @@ async def test_rescue_publishes_what_lost_its_message_and_nothing_else(
 
 
 async def test_a_defect_of_ours_fails_jobs_instead_of_leaving_them_running(
-    client: AsyncClient, process: WorkerProcess, iris_model: str, monkeypatch: pytest.MonkeyPatch
+    client: AsyncClient,
+    process: WorkerProcess,
+    iris_model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
 
     import worker.run_batch
