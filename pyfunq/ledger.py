@@ -385,9 +385,9 @@ class Ledger:
     async def expire(self) -> list[UUID]:
         return [r["id"] for r in await self._fetch("expire")]
 
-    async def pages_without_message(self, lane: Lane, *, older_than: UUID, held: Sequence[UUID]) -> list[UUID]:
-        """Pages whose jobs wait although the lane's oldest message is younger and no worker holds theirs."""
-        return [r["page_id"] for r in await self._fetch("pages_without_message", str(lane), older_than, list(held))]
+    async def pages_without_message(self, lane: Lane, *, older_than: UUID) -> list[UUID]:
+        """Up to 1,000 pages older than this whose jobs are due; with the lane's oldest message: those without one."""
+        return [r["page_id"] for r in await self._fetch("pages_without_message", str(lane), older_than)]
 
     async def repage(self, old: Sequence[UUID], new: Sequence[UUID]) -> list[Page]:
         """Moves the queued jobs of pages to new pages, which the caller must publish."""

@@ -136,12 +136,6 @@ def oldest_waiting_page(redis: Any, lane: Lane) -> UUID | None:
     return None if message is None else _page_of(orjson.loads(message)) or UUID(int=0)
 
 
-def pages_held_by_workers(redis: Any) -> list[UUID]:
-    """The pages whose messages were delivered and not yet acknowledged."""
-    pages = (_page_of(orjson.loads(message)[0]) for message in redis.hvals("unacked"))
-    return [page for page in pages if page is not None]
-
-
 def _page_of(message: dict[str, Any]) -> UUID | None:
     if message.get("headers", {}).get("task") != TASK_PREDICT:
         return None

@@ -3,14 +3,13 @@
 import logging
 import time
 from dataclasses import dataclass
-from uuid import UUID
 
 from redis import Redis
 
 from pyfunq.ids import new_id, oldest_id_at
 from pyfunq.job import JobStatus, Lane
 from pyfunq.ledger import Page
-from pyfunq.queue import Publisher, oldest_waiting_page, pages_held_by_workers
+from pyfunq.queue import Publisher, oldest_waiting_page
 from worker.process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -48,16 +47,17 @@ def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescue
 def lost_pages(process: WorkerProcess, redis: Redis, lane: Lane) -> list[Page]:
     """Pages, under new ids, whose messages are gone.
 
-    A lane is first in, first out and ids grow with time. So what waits in the ledger, is older than the oldest message
-    of the lane and is in no worker's hands has lost its message; a waiting backlog has not.
+    A lane is first in, first out and ids grow with time. So what waits in the ledger and is older than the oldest
+    message of the lane has lost its message, or a worker holds that and has no process free for it; then a second
+    message, which finds nothing to do, is the price. (Redis cannot say which it is: a killed worker's messages look as
+    if they were held.) A waiting backlog is younger than its oldest message.
     """
-    held: list[UUID] = pages_held_by_workers(redis)
     oldest = oldest_waiting_page(redis, lane)
     grace = process.settings.publish_grace_seconds
     boundary = oldest_id_at(time.time() - grace)
     if oldest is not None:
         boundary = min(boundary, oldest_id_at((oldest.int >> 80) / 1000 - grace))
-    lost = process.run(process.ledger.pages_without_message(lane, older_than=boundary, held=held))
+    lost = process.run(process.ledger.pages_without_message(lane, older_than=boundary))
     if not lost:
         return []
     return process.run(process.ledger.repage(lost, [new_id() for _ in lost]))

@@ -23,6 +23,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 TICK_SECONDS = 1.0
 """How often it looks whether the parent lives: a fork of the parent may hold the pipe open."""
+ORPHAN_SECONDS = 5.0
+"""What a program gets when its owner is gone: what it talks to ends at the same time, so more would not help it."""
 KILL_SECONDS = 5.0
 """How long to wait for killed processes; only one that hangs in the kernel takes longer."""
 
@@ -130,8 +132,10 @@ class Guard:
             data = os.read(0, 65536)
             self.parent_listens = bool(data)
             self.obey(data)
-        if self.terminated or not self.parent_listens or os.getppid() != self.spec["parent"]:
+        if self.terminated:
             self.stop(self.spec["stop_seconds"])
+        if not self.parent_listens or os.getppid() != self.spec["parent"]:
+            self.stop(min(self.spec["stop_seconds"], ORPHAN_SECONDS))
         if self.deadline is not None and time.monotonic() >= self.deadline:
             self.kill_rest()
 

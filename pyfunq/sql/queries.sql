@@ -227,9 +227,9 @@ WHERE id = ANY (ARRAY(SELECT id FROM job WHERE status = 'queued' AND expires_at 
 RETURNING id
 
 -- name: pages_without_message
--- Pages of a lane ($1) older than $2 with jobs that are due, except those whose messages a worker holds ($3).
+-- Pages of a lane ($1) older than $2 with jobs that are due.
 SELECT page_id FROM job
-WHERE status = 'queued' AND lane = $1 AND page_id < $2 AND page_id <> ALL ($3::uuid[])
+WHERE status = 'queued' AND lane = $1 AND page_id < $2
   AND (not_before IS NULL OR not_before <= now())
 GROUP BY page_id
 ORDER BY page_id

@@ -52,6 +52,9 @@ class Program:
         return self.process.wait(seconds)
 
 
+_started: list[Program] = []
+
+
 def start(home: Path, *arguments: str, **environment: str) -> Program:
     process = subprocess.Popen(
         [PYFUNQ, *arguments],
@@ -62,6 +65,7 @@ def start(home: Path, *arguments: str, **environment: str) -> Program:
         text=True,
     )
     program = Program(process)
+    _started.append(program)
 
     def read() -> None:
         assert process.stdout is not None
@@ -83,7 +87,12 @@ def fresh_home() -> Path:
 @pytest.fixture
 def home() -> Iterator[Path]:
     place = fresh_home()
+    before = len(_started)
     yield place
+    for program in _started[before:]:
+        if program.process.poll() is None:  # a test failed half-way
+            program.process.kill()
+            program.process.wait()
     shutil.rmtree(place, ignore_errors=True)
 
 
