@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from producer import batch_commands, model_commands
+from producer import batch_commands, dead_commands, model_commands
 from producer.output import say, show_json, show_table
 from producer.programs import (
     LANES,
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(batch_commands.app, name="batch")
 app.add_typer(model_commands.app, name="models")
+app.add_typer(dead_commands.app, name="dead")
 
 EXIT_WAIT_TIMEOUT = 124
 EXIT_INTERRUPTED = 130

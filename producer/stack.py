@@ -7,7 +7,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from producer.programs import (
     worker_processes,
 )
 from pyfunq.environment import child_environment
+from pyfunq.errors import ServerFailed
 from pyfunq.ledger import Ledger
 from pyfunq.local import EmbeddedMLflow, EmbeddedPostgres, EmbeddedRedis, GuardedProcess, StateDirectory
 from pyfunq.local.server import EmbeddedServer, free_port, is_free
@@ -30,9 +31,22 @@ from pyfunq.settings import Settings
 
 _READY_SECONDS = 60.0
 _FLOWER_PORT = 5555
+_SETTLED_SECONDS = 60.0
+_LONGEST_PAUSE_SECONDS = 30.0
 
 Report = Callable[[str, str, str], None]
 """Called with a component's name, its address and its state."""
+
+
+@dataclass(slots=True)
+class Component:
+    """A server or program of the stack, and how to start it (again, at the same address)."""
+
+    name: str
+    launch: Callable[[], GuardedProcess]
+    process: GuardedProcess
+    failures: int = 0
+    try_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -42,19 +56,43 @@ class Stack:
     settings: Settings
     state: StateDirectory
     report: Report
-    servers: list[EmbeddedServer] = field(default_factory=list)
-    programs: list[GuardedProcess] = field(default_factory=list)
+    servers: list[Component] = field(default_factory=list)
+    programs: list[Component] = field(default_factory=list)
     flower_url: str = ""
     flower_login: str = ""
 
-    def processes(self) -> list[GuardedProcess]:
-        return [*self.programs, *(s.process for s in self.servers if s.process is not None)]
+    def start(self, group: list[Component], name: str, launch: Callable[[], GuardedProcess], address: str = "") -> None:
+        """Raises ServerFailed when it does not come up."""
+        group.append(Component(name, launch, launch()))
+        if address:
+            self.report(name, address, "ready")
 
     def check(self) -> None:
         """Raises ServerFailed if a component has ended by itself."""
-        for process in self.processes():
-            if process.returncode() is not None:
-                raise process.failure(f"ended by itself (return code {process.returncode()})")
+        for component in (*self.programs, *self.servers):
+            if component.process.returncode() is not None:
+                raise component.process.failure(_ended(component))
+
+    def heal(self) -> None:
+        """Starts components that have ended again: at once, and with growing pauses where they end again."""
+        for component in (*self.servers, *self.programs):
+            if component.process.returncode() is None:
+                if component.failures and time.monotonic() > component.try_at + _SETTLED_SECONDS:
+                    component.failures = 0
+                continue
+            if time.monotonic() >= component.try_at:
+                self._restart(component)
+
+    def _restart(self, component: Component) -> None:
+        self.report(component.name, f"{_ended(component)}; its log is {component.process.log}", "restarting")
+        component.failures += 1
+        try:
+            component.process = component.launch()
+        except ServerFailed as exc:
+            self.report(component.name, exc.message, "failed")
+        else:
+            self.report(component.name, "", "ready")
+        component.try_at = time.monotonic() + min(_LONGEST_PAUSE_SECONDS, 2.0 ** (component.failures - 1))
 
     def stop(self) -> None:
         """Drains the worker, then stops everything, the servers last."""
@@ -62,15 +100,19 @@ class Stack:
         for group in (self.programs, self.servers):
             if group:
                 with ThreadPoolExecutor(len(group)) as threads:
-                    list(threads.map(lambda component: component.stop(), group))
+                    list(threads.map(lambda component: component.process.stop(), group))
                 for component in group:
                     self.report(component.name, "", "stopped")
 
     def kill(self) -> None:
         """Ends everything at once; the ledger has what was queued."""
         self.state.remove_endpoints()
-        for process in self.processes():
-            process.kill()
+        for component in (*self.programs, *self.servers):
+            component.process.kill()
+
+
+def _ended(component: Component) -> str:
+    return f"ended by itself (return code {component.process.returncode()})"
 
 
 @contextmanager
@@ -127,11 +169,16 @@ def _start_servers(stack: Stack) -> Settings:
     embedded = {name: server for name, server in wanted.items() if getattr(stack.settings, name) is None}
 
     def start(name: str) -> tuple[str, str]:
-        server = embedded[name]
-        url: str = server.start()  # type: ignore[attr-defined]
-        stack.servers.append(server)
-        stack.report(server.name, without_password(url), "ready")
-        return name, url
+        server, urls = embedded[name], []
+
+        def launch() -> GuardedProcess:
+            urls.append(server.start())  # type: ignore[attr-defined]
+            assert server.process is not None  # noqa: S101
+            return server.process
+
+        stack.start(stack.servers, server.name, launch)
+        stack.report(server.name, without_password(urls[0]), "ready")
+        return name, urls[0]
 
     for name, server in wanted.items():
         if name not in embedded:
@@ -147,16 +194,40 @@ def _start_servers(stack: Stack) -> Settings:
 
 def _start_worker(stack: Stack) -> None:
     concurrency = worker_processes(stack.settings)
-    since = time.time()
+
+    def launch() -> GuardedProcess:
+        since = time.time()
+        return _launch(
+            stack,
+            "worker",
+            worker_command(concurrency=concurrency),
+            lambda _: _live_processes(stack.settings, since) >= concurrency,
+            thread_environment(concurrency),
+            stop_seconds=stack.settings.drain_seconds,
+        )
+
+    stack.start(stack.programs, "worker", launch, f"{concurrency} processes, lanes interactive and bulk")
+
+
+def _launch(
+    stack: Stack,
+    name: str,
+    command: list[str],
+    ready: Callable[[GuardedProcess], bool],
+    environment: Mapping[str, str] | None = None,
+    *,
+    stop_seconds: float = 5.0,
+) -> GuardedProcess:
+    """Starts a program and waits until it is ready; ends it if it is not within a minute."""
     process = stack.state.start(
-        "worker",
-        worker_command(concurrency=concurrency),
-        env={**child_environment(stack.settings), **thread_environment(concurrency)},
-        stop_seconds=stack.settings.drain_seconds,
+        name, command, env={**child_environment(stack.settings), **(environment or {})}, stop_seconds=stop_seconds
     )
-    stack.programs.append(process)
-    process.wait_until(lambda: _live_processes(stack.settings, since) >= concurrency, _READY_SECONDS)
-    stack.report("worker", f"{concurrency} processes, lanes interactive and bulk", "ready")
+    try:
+        process.wait_until(lambda: ready(process), _READY_SECONDS)
+    except BaseException:
+        process.stop(2.0)
+        raise
+    return process
 
 
 def _live_processes(settings: Settings, since: float) -> int:
@@ -169,30 +240,30 @@ def _live_processes(settings: Settings, since: float) -> int:
 
 
 def _start_beat(stack: Stack) -> None:
-    process = stack.state.start(
-        "beat", beat_command(stack.state.home), env=child_environment(stack.settings), stop_seconds=5.0
-    )
-    stack.programs.append(process)
-    process.wait_until(lambda: any("beat: Starting" in line for line in process.log_tail()), _READY_SECONDS)
-    stack.report("beat", f"registry watch every {stack.settings.registry_watch_seconds:g} s", "ready")
+    def launch() -> GuardedProcess:
+        return _launch(
+            stack,
+            "beat",
+            beat_command(stack.state.home),
+            lambda process: any("beat: Starting" in line for line in process.log_tail()),
+        )
+
+    stack.start(stack.programs, "beat", launch, f"registry watch every {stack.settings.registry_watch_seconds:g} s")
 
 
 def _start_flower(stack: Stack) -> None:
     environment, generated = flower_environment(stack.settings)
     login = environment.get("FLOWER_BASIC_AUTH") or os.environ["FLOWER_BASIC_AUTH"]
     port = _FLOWER_PORT if is_free(_FLOWER_PORT) else free_port()
-    process = stack.state.start(
-        "flower",
-        flower_command(address="127.0.0.1", port=port),
-        env={**child_environment(stack.settings), **environment},
-        stop_seconds=5.0,
-    )
-    stack.programs.append(process)
     stack.flower_url, stack.flower_login = f"http://127.0.0.1:{port}", login
-    process.wait_until(lambda: _answers(f"{stack.flower_url}/workers", login), _READY_SECONDS)
+
+    def launch() -> GuardedProcess:
+        command = flower_command(address="127.0.0.1", port=port)
+        return _launch(stack, "flower", command, lambda _: _answers(f"{stack.flower_url}/workers", login), environment)
+
     user, _, password = login.partition(":")
     shown = f"(user {user}, password {password})" if generated else f"(user {user})"
-    stack.report("flower", f"{stack.flower_url} {shown}", "ready")
+    stack.start(stack.programs, "flower", launch, f"{stack.flower_url} {shown}")
 
 
 def _answers(url: str, login: str) -> bool:

@@ -16,14 +16,14 @@ EXIT_INTERRUPTED = 130
 
 
 def run_up(*, logs: bool, concurrency: int | None) -> None:
-    """Raises ServerFailed when a component ends by itself; everything else is stopped then."""
+    """What ends by itself is started again. Raises ServerFailed when something does not start in the first place."""
     settings = read_settings(**({} if concurrency is None else {"concurrency": concurrency}))
     with stop_signals() as stop, running_stack(settings, report_component) as stack:
         stop.kill_on_second(stack)
         say(f"ready; state in {stack.state.home}, logs in {stack.state.logs}; Ctrl-C stops")
         followed = _Follower(stack.state.logs) if logs else None
         while not stop.wait(_CHECK_SECONDS):
-            stack.check()
+            stack.heal()
             if followed is not None:
                 followed.show_new()
         say("stopping: the worker finishes what it has; Ctrl-C again stops at once")

@@ -221,6 +221,17 @@ class AsyncClient:
         await self._ledger.cancel([job_id])
         return await self._ledger.get(job_id)
 
+    async def requeue_dead(self, jobs: Iterable[Job | UUID | str]) -> int:
+        """Puts dead jobs back with all their attempts; returns how many of these were dead."""
+        ids = [_job_id(job) for job in jobs]
+        pages = await self._ledger.requeue_dead(ids, [new_id() for _ in ids])
+        await self._submitter.publish(pages)
+        return len(pages)
+
+    async def purge_dead(self, *, older_than_seconds: float = 0.0) -> int:
+        """Deletes dead jobs, with their inputs, that ended longer ago than this; returns how many."""
+        return await self._ledger.purge_dead(older_than_seconds=older_than_seconds)
+
     async def get_batch(self, batch: Batch | UUID | str) -> Batch:
         """The batch as it is now. Raises UnknownBatch."""
         return await self._ledger.batch(_batch_id(batch))
@@ -393,6 +404,8 @@ class Client:
     result = _bridge(AsyncClient.result)
     predict = _bridge(AsyncClient.predict)
     cancel = _bridge(AsyncClient.cancel)
+    requeue_dead = _bridge(AsyncClient.requeue_dead)
+    purge_dead = _bridge(AsyncClient.purge_dead)
     get_batch = _bridge(AsyncClient.get_batch)
     wait_batch = _bridge(AsyncClient.wait_batch)
     cancel_batch = _bridge(AsyncClient.cancel_batch)

@@ -209,6 +209,17 @@ class Ledger:
         """Cancels what is not final; returns the ids of what was."""
         return [r["id"] for r in await self._fetch("cancel", list(ids))]
 
+    async def requeue_dead(self, ids: Sequence[UUID], pages: Sequence[UUID]) -> list[Page]:
+        """Puts dead jobs back with all their attempts; returns the pages that the caller must publish."""
+        return [Page(**r) for r in await self._fetch("requeue_dead", list(ids), list(pages))]
+
+    async def purge_dead(self, *, older_than_seconds: float) -> int:
+        """Deletes dead jobs for good; returns how many."""
+        purged = 0
+        while gone := len(await self._fetch("purge_dead", older_than_seconds)):
+            purged += gone
+        return purged
+
     async def cancel_batch(self, batch_id: UUID) -> list[UUID]:
         return [r["id"] for r in await self._fetch("cancel_batch", batch_id)]
 
@@ -368,8 +379,18 @@ class Ledger:
 
     # Rescue.
 
-    async def beat(self, worker_id: UUID, hostname: str, pid: int) -> None:
-        await self._execute("beat_heart", worker_id, hostname, pid)
+    async def beat(self, worker_id: UUID, hostname: str, pid: int, process_start: str | None = None) -> None:
+        """`process_start`: what tells the process from another with its pid; see `processes_of_host`."""
+        await self._execute("beat_heart", worker_id, hostname, pid, process_start)
+
+    async def processes_of_host(self, hostname: str) -> list[tuple[UUID, int, str]]:
+        """(worker id, pid, process start) of a host's processes that have not said that they ended."""
+        rows = await self._fetch("processes_of_host", hostname)
+        return [(r["id"], r["pid"], r["process_start"]) for r in rows]
+
+    async def begin_upkeep(self, name: str, *, at_most_every_seconds: float) -> bool:
+        """Whether it is this process's turn: nobody else began this upkeep lately."""
+        return await self._fetchrow("begin_upkeep", name, at_most_every_seconds) is not None
 
     async def stop_beating(self, worker_id: UUID) -> None:
         await self._execute("stop_heart", worker_id)

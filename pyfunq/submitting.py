@@ -75,11 +75,12 @@ class Submitter:
         for _, committed in groups:
             if not committed.done():
                 committed.set_result(None)
-        task = asyncio.create_task(self._publish(pages))
+        task = asyncio.create_task(self.publish(pages))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
 
-    async def _publish(self, pages: list[Page]) -> None:
+    async def publish(self, pages: Sequence[Page]) -> None:
+        """Sends the messages of committed jobs; what cannot be sent now is left to rescue."""
         try:
             await self._publisher.publish(pages)
         except QueueUnavailable as exc:

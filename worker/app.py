@@ -54,21 +54,25 @@ class _ProcessHolder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: Any = None
+        self._stand_in: Any = None
         self._pid = 0
 
     def get(self) -> Any:
         from worker.process import WorkerProcess
+        from worker.upkeep import StandIn
 
         with self._lock:
             if self._process is None or self._pid != os.getpid():
                 self._process, self._pid = WorkerProcess(settings), os.getpid()
+                self._stand_in = StandIn(self._process, app)
             return self._process
 
     def close(self) -> None:
         with self._lock:
             if self._process is not None and self._pid == os.getpid():
+                self._stand_in.close()
                 self._process.close()
-            self._process = None
+            self._process = self._stand_in = None
 
 
 _holder = _ProcessHolder()

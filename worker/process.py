@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from pyfunq.errors import LedgerUnavailable
 from pyfunq.ids import new_id
 from pyfunq.ledger import ClaimedJob, Ledger, ModelVersion, Outcome
+from pyfunq.local import identity
 from pyfunq.migrate import require_current
 from pyfunq.model_uri import check_allowed, parse_model_uri
 from pyfunq.queue import FINISHED_CHANNEL
@@ -65,7 +66,7 @@ class WorkerProcess:
     async def _open(self) -> None:
         self._redis = Redis.from_url(self.settings.redis, socket_timeout=5, socket_connect_timeout=5)
         self._stack.push_async_callback(self._redis.aclose)
-        await self.ledger.beat(self.id, socket.gethostname(), os.getpid())
+        await self._beat_once()
 
     def close(self) -> None:
         self._beating.cancel()
@@ -78,9 +79,13 @@ class WorkerProcess:
         while True:
             await asyncio.sleep(self.settings.heartbeat_seconds)
             try:
-                await self.ledger.beat(self.id, socket.gethostname(), os.getpid())
+                await self._beat_once()
             except LedgerUnavailable as exc:
                 log.warning("no heartbeat: %s", exc)
+
+    async def _beat_once(self) -> None:
+        pid = os.getpid()
+        await self.ledger.beat(self.id, socket.gethostname(), pid, identity.started(pid))
 
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         return self._loop.run(coroutine)

@@ -1,14 +1,17 @@
 """Rescue: puts back the jobs of processes that are gone, publishes what lost its message, ends what is overdue."""
 
 import logging
+import socket
 import time
 from dataclasses import dataclass
+from uuid import UUID
 
 from redis import Redis
 
 from pyfunq.ids import new_id, oldest_id_at
 from pyfunq.job import JobStatus, Lane
 from pyfunq.ledger import Page
+from pyfunq.local import identity
 from pyfunq.queue import Publisher, oldest_waiting_page
 from worker.process import WorkerProcess
 
@@ -28,20 +31,33 @@ class Rescued:
 
 def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescued:
     """Safe to run in several processes at once: every step takes rows that the others skip."""
-    crashed = process.run(process.ledger.rescue_crashed(process.settings.stale_seconds))
+    put_back, dead = rescue_crashed(process, publisher)
     expired = process.run(process.ledger.expire())
     pages = [page for lane in Lane for page in lost_pages(process, redis, lane)]
     if pages:
         publisher.publish_now(pages)
-    done = Rescued(
-        put_back=sum(1 for status in crashed.values() if status is JobStatus.QUEUED),
-        dead=sum(1 for status in crashed.values() if status is JobStatus.DEAD),
-        expired=len(expired),
-        published=sum(page.jobs for page in pages),
-    )
+    done = Rescued(put_back, dead, len(expired), sum(page.jobs for page in pages))
     if any((done.put_back, done.dead, done.expired, done.published)):
         log.warning("rescue: %s", done)
     return done
+
+
+def rescue_crashed(process: WorkerProcess, publisher: Publisher) -> tuple[int, int]:
+    """Puts back, and publishes at once, the jobs of processes that are gone; how many, and how many are dead now."""
+    crashed = process.run(process.ledger.rescue_crashed(process.settings.stale_seconds))
+    put_back = [job for job, status in crashed.items() if status is JobStatus.QUEUED]
+    if put_back:
+        publisher.publish_now(process.run(process.ledger.repage(put_back, [new_id() for _ in put_back])))
+    return len(put_back), len(crashed) - len(put_back)
+
+
+def ended_siblings(process: WorkerProcess) -> list[UUID]:
+    """Notes which worker processes of this host ended without saying so: nobody need wait for their heartbeats."""
+    rows = process.run(process.ledger.processes_of_host(socket.gethostname()))
+    ended = [worker_id for worker_id, pid, start in rows if not identity.alive(pid, start)]
+    for worker_id in ended:
+        process.run(process.ledger.stop_beating(worker_id))
+    return ended
 
 
 def lost_pages(process: WorkerProcess, redis: Redis, lane: Lane) -> list[Page]:

@@ -36,7 +36,7 @@ FOREIGN_VARIABLES = frozenset(
 
 
 class EmbeddedMLflow(EmbeddedServer):
-    """`port` is the one to listen on; a free one is taken where none is given."""
+    """`port` is the one to listen on; without it a free one is taken, and kept."""
 
     name: ClassVar[str] = "mlflow"
 
@@ -61,6 +61,7 @@ class EmbeddedMLflow(EmbeddedServer):
                     raise
             else:
                 break
+        self.port = port
         return f"http://127.0.0.1:{port}"
 
     def _launch(self, port: int) -> GuardedProcess:

@@ -16,6 +16,7 @@ from pyfunq.errors import ServerFailed
 from pyfunq.local.files import make_directory, write_private
 from pyfunq.local.process import GuardedProcess
 from pyfunq.local.server import EmbeddedServer, free_port, port_was_taken
+from pyfunq.local.state import StateDirectory
 
 READY_SECONDS = 120.0
 """Redis answers PING with an error while it reads a large append-only file."""
@@ -24,9 +25,13 @@ PORT_ATTEMPTS = 5
 
 
 class EmbeddedRedis(EmbeddedServer):
-    """Its data and its password last; its port can be another one after each start."""
+    """Its data and its password last. `port` is the one to listen on; without it a free one is taken, and kept."""
 
     name: ClassVar[str] = "redis"
+
+    def __init__(self, state: StateDirectory, port: int | None = None) -> None:
+        super().__init__(state)
+        self.port = port
 
     def start(self) -> str:
         """The URL, redis://:<password>@127.0.0.1:<port>/0, once the server answers with its data loaded."""
@@ -34,16 +39,18 @@ class EmbeddedRedis(EmbeddedServer):
         directory = self.state.home / "redis"
         make_directory(directory, 0o700)
         password = self._password(directory)
-        for attempt in range(PORT_ATTEMPTS):
-            port = free_port()
+        attempts = 1 if self.port else PORT_ATTEMPTS
+        for attempt in range(attempts):
+            port = self.port or free_port()
             process = self._launch(program, directory, port, password)
             try:
                 self._run(process, partial(_answers, port, password), READY_SECONDS)
             except ServerFailed:
-                if not port_was_taken(process) or attempt == PORT_ATTEMPTS - 1:
+                if not port_was_taken(process) or attempt == attempts - 1:
                     raise
             else:
                 break
+        self.port = port
         return f"redis://:{password}@127.0.0.1:{port}/0"
 
     def _launch(self, program: Path, directory: Path, port: int, password: str) -> GuardedProcess:

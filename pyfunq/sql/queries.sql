@@ -113,6 +113,21 @@ UPDATE job SET status = 'cancelled', finished_at = now()
 WHERE id = ANY ($1::uuid[]) AND status IN ('queued', 'running')
 RETURNING id
 
+-- name: requeue_dead
+-- Puts dead jobs ($1) back as if they were new, each on a page of its own that the caller must publish.
+UPDATE job SET status = 'queued', attempt = 0, page_id = d.page_id, finished_at = NULL, started_at = NULL,
+               worker_id = NULL, error_code = NULL, error_message = NULL
+FROM unnest($1::uuid[], $2::uuid[]) AS d (id, page_id)
+WHERE job.id = d.id AND job.status = 'dead'
+RETURNING job.page_id AS id, job.model_uri, job.lane, 1 AS jobs
+
+-- name: purge_dead
+-- Deletes dead jobs that ended more than $1 seconds ago.
+DELETE FROM job
+WHERE id = ANY (ARRAY(SELECT id FROM job WHERE status = 'dead' AND finished_at <= now() - make_interval(secs => $1)
+                      LIMIT 10000))
+RETURNING id
+
 -- name: cancel_batch
 -- Withdraws a batch's jobs that are not final.
 UPDATE job SET status = 'cancelled', finished_at = now()
@@ -183,12 +198,23 @@ ORDER BY batch_index LIMIT $3
 
 -- name: beat_heart
 -- Says that a worker process lives.
-INSERT INTO worker (id, hostname, pid) VALUES ($1, $2, $3)
+INSERT INTO worker (id, hostname, pid, process_start) VALUES ($1, $2, $3, $4)
 ON CONFLICT (id) DO UPDATE SET seen_at = now(), stopped_at = NULL
 
 -- name: stop_heart
 -- Says that a worker process ended by itself.
 UPDATE worker SET seen_at = now(), stopped_at = now() WHERE id = $1
+
+-- name: processes_of_host
+-- Worker processes of a host ($1) that have not said that they ended.
+SELECT id, pid, process_start FROM worker WHERE hostname = $1 AND stopped_at IS NULL AND process_start IS NOT NULL
+
+-- name: begin_upkeep
+-- One process at a time: a row comes back only if nobody began this ($1) within the last $2 seconds.
+INSERT INTO upkeep_run (name, started_at) VALUES ($1, now())
+ON CONFLICT (name) DO UPDATE SET started_at = now()
+WHERE upkeep_run.started_at <= now() - make_interval(secs => $2)
+RETURNING name
 
 -- name: live_workers
 -- Worker processes whose heartbeat is younger than $1 seconds.

@@ -52,13 +52,19 @@ class Program:
         return self.process.wait(seconds)
 
 
+def environment_for(home: Path, **more: str) -> dict[str, str]:
+    """Without what MLflow left here: its set_tracking_uri sets MLFLOW_TRACKING_URI for child processes."""
+    inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return {**inherited, "PYFUNQ_HOME": str(home), **more}
+
+
 _started: list[Program] = []
 
 
 def start(home: Path, *arguments: str, **environment: str) -> Program:
     process = subprocess.Popen(
         [PYFUNQ, *arguments],
-        env={**os.environ, "PYFUNQ_HOME": str(home), **environment},
+        env=environment_for(home, **environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -122,7 +128,7 @@ class Cli:
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [PYFUNQ, *map(str, arguments)],
-            env={**os.environ, "PYFUNQ_HOME": str(self.home), **environment},
+            env=environment_for(self.home, **environment),
             input=stdin,
             capture_output=True,
             text=True,

@@ -15,7 +15,7 @@ from redis import Redis
 
 from pyfunq.client import Client
 from pyfunq.environment import load_settings
-from tests.acceptance.conftest import COLUMNS, SETOSA, VIRGINICA, Cli, split
+from tests.acceptance.conftest import COLUMNS, SETOSA, VIRGINICA, Cli, environment_for, split
 
 IRIS = "models:/iris@champion"
 
@@ -200,8 +200,6 @@ def test_importing_the_library_is_light() -> None:
 
 
 def test_a_worker_by_plain_celery_joins_in(cli: Cli, up: Path, until: Callable[..., Any]) -> None:
-    import os
-
     def processes() -> int:
         findings = [json.loads(line) for line in cli("doctor", "--json").stdout.splitlines()]
         return int(next(f for f in findings if f["check"] == "workers")["seen"].split()[0])
@@ -210,7 +208,7 @@ def test_a_worker_by_plain_celery_joins_in(cli: Cli, up: Path, until: Callable[.
     with (up / "logs" / "plain.log").open("w") as log:
         plain = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", "interactive,bulk", "-c", "1"],
-            env={**os.environ, "PYFUNQ_HOME": str(up)},
+            env=environment_for(up),
             stdout=log,
             stderr=log,
         )

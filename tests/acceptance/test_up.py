@@ -34,16 +34,20 @@ class Slow(PythonModel):
         return model_input["x"] + 1
 
 
-def left_of(home: Path) -> list[str]:
+def processes_of(home: Path) -> list[psutil.Process]:
     """Processes that know this state directory by their command line or environment."""
     found = []
     for process in psutil.process_iter():
         try:
             if str(home) in " ".join(process.cmdline()) or process.environ().get("PYFUNQ_HOME") == str(home):
-                found.append(" ".join(process.cmdline()))
+                found.append(process)
         except psutil.Error:
             continue
     return found
+
+
+def left_of(home: Path) -> list[int]:
+    return [process.pid for process in processes_of(home)]
 
 
 def one_row_each() -> Iterator[pd.DataFrame]:
@@ -95,17 +99,22 @@ def test_a_second_up_in_the_same_place_is_refused(up: Path, cli: Cli) -> None:
     assert "uses the state directory" in cli("up", code=1).stderr
 
 
-def test_a_component_that_dies_is_named_and_nothing_is_left(home: Path, until: Callable[..., Any]) -> None:
+def test_components_that_die_are_started_again(home: Path, until: Callable[..., Any]) -> None:
     program = start(home, "up")
     program.wait_for("ready; state in")
-    (beat,) = [
-        p
-        for p in psutil.process_iter()
-        if {"worker.app", "beat"} <= set(p.cmdline()) and p.environ().get("PYFUNQ_HOME") == str(home)
-    ]
-    beat.kill()
-    assert program.process.wait(60) == 1
-    assert any(line.startswith("error: beat ended by itself") and "beat.log" in line for line in program.said)
+    endpoints = (home / "endpoints.json").read_text()
+    for name in ("beat", "worker", "redis"):
+        (record,) = home.glob(f"run/{name}.*.json")
+        psutil.Process(json.loads(record.read_text())["program"][0]).kill()
+        line = program.wait_for(f"{name:<9} restarting", 10)
+        assert "ended by itself (return code -9)" in line
+        assert f"{name}.log" in line
+        ready = f"{name:<9} ready"
+        until(f"{name} is ready again", lambda ready=ready: sum(line.startswith(ready) for line in program.said) == 2)
+    assert (home / "endpoints.json").read_text() == endpoints, "at the same addresses"
+    findings = Cli(home)("doctor", "--json").stdout.splitlines()
+    assert all(json.loads(finding)["ok"] for finding in findings)
+    assert program.stop() == 0
     until("everything has ended", lambda: not left_of(home), 10)
 
 

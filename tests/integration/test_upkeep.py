@@ -1,0 +1,133 @@
+"""Rescue and registry watch without a single point, and processes that die without a word."""
+
+import asyncio
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from pyfunq.client import AsyncClient
+from pyfunq.ids import new_id
+from pyfunq.job import JobStatus
+from pyfunq.ledger import Ledger
+from pyfunq.local import identity
+from pyfunq.queue import TASK_RESCUE, make_app
+from pyfunq.settings import Settings
+from tests.integration.test_worker import SETOSA, split
+from worker import upkeep
+from worker.process import WorkerProcess
+
+
+@pytest.fixture
+def process(settings: Settings) -> Iterator[WorkerProcess]:
+    process = WorkerProcess(settings)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(settings) as opened:
+        yield opened
+
+
+async def test_of_many_who_want_to_begin_one_does(ledger: Ledger) -> None:
+    turns = await asyncio.gather(*(ledger.begin_upkeep("x", at_most_every_seconds=60) for _ in range(10)))
+    assert sorted(turns) == [False] * 9 + [True]
+    assert not await ledger.begin_upkeep("x", at_most_every_seconds=60)
+    assert await ledger.begin_upkeep("y", at_most_every_seconds=60)
+    assert await ledger.begin_upkeep("x", at_most_every_seconds=0)
+
+
+async def test_the_jobs_of_a_sibling_that_died_are_published_at_once(
+    settings: Settings,
+    client: AsyncClient,
+    ledger: Ledger,
+    process: WorkerProcess,
+    redis_url: str,
+    iris_model: str,
+    eventually: Callable[..., Any],
+) -> None:
+    child = subprocess.Popen(["/bin/sleep", "60"])  # noqa: ASYNC220
+    dead = new_id()
+    await ledger.beat(dead, socket.gethostname(), child.pid, identity.started(child.pid))
+    job = await client.submit("models:/iris/1", split(SETOSA))
+    await ledger.claim(job.id, dead, max_jobs=1, max_rows=1, max_bytes=1000)
+    with Redis.from_url(redis_url) as redis:
+        await eventually("its message is sent", lambda: redis.llen("interactive"))
+        redis.flushdb()  # and was taken
+        stand_in = upkeep.StandIn(process, make_app(settings))
+        try:
+            await eventually("a look at the living", lambda: asyncio.sleep(1.5, True))
+            assert (await client.get(job)).status is JobStatus.RUNNING, "it lives"
+            child.kill()
+            child.wait()
+            await eventually("the job is back, with a message", lambda: redis.llen("interactive") == 1, 3.0)
+        finally:
+            stand_in.close()
+    now = await client.get(job)
+    assert (now.status, now.attempt) == (JobStatus.QUEUED, 1)
+
+
+async def test_without_a_beat_a_worker_process_stands_in(
+    settings: Settings,
+    client: AsyncClient,
+    process: WorkerProcess,
+    redis_url: str,
+    iris_model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., Any],
+) -> None:
+    monkeypatch.setattr(upkeep, "_BEAT_SILENT_SECONDS", 0.5)
+    process.settings = settings.model_copy(update={"rescue_seconds": 0.2, "publish_grace_seconds": 0.01})
+    await client.submit("models:/iris/1", split(SETOSA))
+    with Redis.from_url(redis_url) as redis:
+        await eventually("the message is sent", lambda: redis.llen("interactive"))
+        redis.flushdb()
+        stand_in = upkeep.StandIn(process, make_app(settings))
+        try:
+            await eventually("it is published again", lambda: redis.llen("interactive"))
+        finally:
+            stand_in.close()
+
+
+async def test_while_the_beat_beats_nobody_stands_in(
+    settings: Settings, ledger: Ledger, process: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not await asyncio.to_thread(upkeep.begun_elsewhere, process, TASK_RESCUE, settings.rescue_seconds)
+    assert await asyncio.to_thread(upkeep.begun_elsewhere, process, TASK_RESCUE, settings.rescue_seconds), "two beats"
+    stand_in = upkeep.StandIn.__new__(upkeep.StandIn)
+    stand_in._process = process
+    assert not await asyncio.to_thread(stand_in._overdue, TASK_RESCUE, settings.rescue_seconds)
+
+
+async def test_this_process_is_no_dead_sibling(ledger: Ledger, process: WorkerProcess) -> None:
+    from worker.rescue import ended_siblings
+
+    assert await asyncio.to_thread(ended_siblings, process) == []
+    assert [pid for _, pid, _ in await ledger.processes_of_host(socket.gethostname())] == [os.getpid()]
+
+
+async def test_dead_jobs_can_be_tried_again_or_deleted(
+    client: AsyncClient, ledger: Ledger, redis_url: str, iris_model: str, eventually: Callable[..., Any]
+) -> None:
+    jobs = [await client.submit("models:/iris/1", split(SETOSA)) for _ in range(2)]
+    for _ in range(3):
+        for job in jobs:
+            await ledger.claim(job.id, new_id(), max_jobs=1, max_rows=1, max_bytes=1000)
+            await ledger.rescue_crashed(60)
+    assert {job.id for job in await client.list(status="dead")} == {job.id for job in jobs}
+    with Redis.from_url(redis_url) as redis:
+        await eventually("the messages are sent", lambda: redis.llen("interactive") == 2)
+        redis.flushdb()
+        assert await client.requeue_dead([jobs[0], new_id()]) == 1
+        await eventually("it is published", lambda: redis.llen("interactive") == 1)
+    again = await client.get(jobs[0])
+    assert (again.status, again.attempt, again.error, again.finished_at) == (JobStatus.QUEUED, 0, None, None)
+    assert await client.purge_dead(older_than_seconds=3600) == 0
+    assert await client.purge_dead() == 1
+    assert [job.id for job in await client.list()] == [jobs[0].id]
