@@ -216,7 +216,7 @@ def worker(
 
 @app.command(context_settings=_PASS_ON)
 def beat(context: typer.Context) -> None:
-    """Run the beat, which starts the registry watch and rescue; further options go to `celery beat`."""
+    """Run the beat, which begins the registry watch and rescue; further options go to `celery beat`."""
     settings = load_settings()
     settings.home.mkdir(parents=True, exist_ok=True)
     _become([*beat_command(settings.home), *context.args], child_environment(settings))
