@@ -63,13 +63,15 @@ class AsyncClient:
 
     async def __aenter__(self) -> Self:
         await require_current(self._settings.database)
-        self._ledger = await self._stack.enter_async_context(Ledger.open(self._settings.database))
-        publisher = Publisher(make_app(self._settings))
-        self._stack.callback(publisher.close)
-        self._submitter = Submitter(self._ledger, publisher)
-        self._stack.push_async_callback(self._submitter.close)
-        self._finished = FinishedJobs(self._ledger, self._settings.redis)
-        self._stack.push_async_callback(self._finished.close)
+        async with AsyncExitStack() as opened:
+            self._ledger = await opened.enter_async_context(Ledger.open(self._settings.database))
+            publisher = Publisher(make_app(self._settings))
+            opened.callback(publisher.close)
+            self._submitter = Submitter(self._ledger, publisher)
+            opened.push_async_callback(self._submitter.close)
+            self._finished = FinishedJobs(self._ledger, self._settings.redis)
+            opened.push_async_callback(self._finished.close)
+            self._stack = opened.pop_all()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -245,6 +247,7 @@ class AsyncClient:
         """The batch once all its jobs are final. Raises WaitTimeout after `timeout` seconds; the batch goes on."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
+            asked = time.monotonic()
             now = await self.get_batch(batch)
             if on_progress is not None:
                 on_progress(now)
@@ -252,7 +255,8 @@ class AsyncClient:
                 return now
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeout(f"batch {now.id} was not finished after {timeout:g} s; it goes on")
-            await asyncio.sleep(_BATCH_POLL_SECONDS)
+            # Counting a large batch takes a while; waiting for it must not be what keeps Postgres busy.
+            await asyncio.sleep(max(_BATCH_POLL_SECONDS, 10 * (time.monotonic() - asked)))
 
     async def batch_results(self, batch: Batch | UUID | str) -> AsyncIterator[BatchPart]:
         """A finished batch's results in input order, a job's share at a time."""
