@@ -155,11 +155,18 @@ class WaitTimeout(PyFunQError, TimeoutError):
 
 
 class LedgerUnavailable(PyFunQError):
-    """Postgres cannot be reached; nothing was accepted."""
+    """Postgres cannot be reached."""
 
     code = "ledger_unavailable"
     fault = "dependency"
     retryable = True
+
+
+class AcceptanceUnknown(LedgerUnavailable):
+    """Postgres went away during the commit and did not come back: the jobs may have been accepted, all or none."""
+
+    code = "acceptance_unknown"
+    retryable = False
 
 
 class QueueUnavailable(PyFunQError):

@@ -140,7 +140,7 @@ def ledger_errors() -> Iterator[None]:
         asyncpg.CrashShutdownError,
         asyncpg.TooManyConnectionsError,
     ) as exc:
-        raise LedgerUnavailable(f"Postgres cannot be reached ({type(exc).__name__}); nothing was written") from exc
+        raise LedgerUnavailable(f"Postgres cannot be reached ({type(exc).__name__})") from exc
 
 
 class Ledger:

@@ -5,7 +5,9 @@ import logging
 from collections.abc import Sequence
 from uuid import UUID
 
-from pyfunq.errors import QueueUnavailable
+import asyncpg
+
+from pyfunq.errors import AcceptanceUnknown, LedgerUnavailable, QueueUnavailable
 from pyfunq.ids import new_id
 from pyfunq.ledger import Ledger, NewJob, Page
 from pyfunq.queue import Publisher
@@ -15,6 +17,14 @@ log = logging.getLogger(__name__)
 _FLUSH_JOBS = 5_000
 _FLUSH_BYTES = 16 * 1024 * 1024
 _PAGE_JOBS = 1_000
+_ASK_AGAIN_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
+# No connection could be opened, so no statement was sent.
+_NEVER_SENT = (
+    ConnectionRefusedError,
+    FileNotFoundError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+)
 
 
 class Submitter:
@@ -66,7 +76,7 @@ class Submitter:
     async def _flush(self, groups: list[tuple[Sequence[NewJob], asyncio.Future[None]]]) -> None:
         placed, pages = paginate([job for group, _ in groups for job in group])
         try:
-            await self._ledger.submit(placed)
+            await self._commit(placed)
         except Exception as exc:  # it belongs to those who wait, whatever it is
             for _, committed in groups:
                 if not committed.done():
@@ -78,6 +88,24 @@ class Submitter:
         task = asyncio.create_task(self.publish(pages))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
+
+    async def _commit(self, placed: Sequence[tuple[UUID, NewJob]]) -> None:
+        """Raises LedgerUnavailable when surely nothing was committed, AcceptanceUnknown when nobody can say."""
+        try:
+            await self._ledger.submit(placed)
+        except LedgerUnavailable as exc:
+            if isinstance(exc.__cause__, _NEVER_SENT) or not await self._was_committed(placed[0][1].id):
+                raise
+
+    async def _was_committed(self, job_id: UUID) -> bool:
+        """Asks after a connection that broke during a commit, which is of all the jobs or none."""
+        for pause in _ASK_AGAIN_SECONDS:
+            await asyncio.sleep(pause)
+            try:
+                return bool(await self._ledger.get_many([job_id]))
+            except LedgerUnavailable:
+                continue
+        raise AcceptanceUnknown
 
     async def publish(self, pages: Sequence[Page]) -> None:
         """Sends the messages of committed jobs; what cannot be sent now is left to rescue."""

@@ -17,6 +17,7 @@ from celery.signals import (
 
 from pyfunq.environment import load_settings
 from pyfunq.queue import CONTROL_QUEUE, TASK_REGISTRY_WATCH, TASK_RESCUE, make_app
+from worker.channel import close_without_connection
 from worker.tasks import register
 
 # Read by MLflow when it first asks a server; its own defaults block a call for minutes when the server is away.
@@ -32,6 +33,8 @@ _HEAVY_MODULES = ("mlflow.pyfunc", "mlflow.sklearn", "pandas", "pyarrow", "skops
 
 for _name, _value in _MLFLOW_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+
+close_without_connection()
 
 settings = load_settings()
 app = make_app(settings)

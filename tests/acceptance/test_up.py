@@ -62,6 +62,7 @@ def test_what_was_queued_goes_on_after_a_stop_and_after_a_kill(home: Path, until
     program.wait_for("ready; state in")
     endpoints = json.loads((home / "endpoints.json").read_text())["endpoints"]
     mlflow.set_tracking_uri(endpoints["mlflow_tracking_uri"])
+    mlflow.set_experiment("slow")
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker has no tests to import it from
     mlflow.pyfunc.log_model(python_model=Slow(), name="slow", registered_model_name="slow", pip_requirements=[])
     with Client(load_settings(home=home)) as client:

@@ -4,21 +4,28 @@ import asyncio
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+from kombu import Connection, Consumer, Exchange, Queue
+from kombu.common import ignore_errors
 from redis import Redis
+from redis.exceptions import RedisError
 
 from pyfunq.client import AsyncClient
 from pyfunq.ids import new_id
 from pyfunq.job import JobStatus
 from pyfunq.ledger import Ledger
-from pyfunq.local import identity
+from pyfunq.local import EmbeddedRedis, StateDirectory, identity
 from pyfunq.queue import TASK_RESCUE, make_app
 from pyfunq.settings import Settings
 from tests.integration.test_worker import SETOSA, split
 from worker import upkeep
+from worker.channel import close_without_connection
 from worker.process import WorkerProcess
 
 
@@ -131,3 +138,44 @@ async def test_dead_jobs_can_be_tried_again_or_deleted(
     assert await client.purge_dead(older_than_seconds=3600) == 0
     assert await client.purge_dead() == 1
     assert [job.id for job in await client.list()] == [jobs[0].id]
+
+
+def test_a_worker_survives_the_end_of_redis_with_messages_in_its_hands(home: Path) -> None:
+    """What Celery's consumer does then, in its order; kombu alone raises AttributeError in the last step."""
+    state = StateDirectory(home)
+    with state.lock():
+        server = EmbeddedRedis(state)
+        url = server.start()
+        close_without_connection()
+        connection = Connection(url)
+        tasks = Consumer(
+            connection.default_channel,
+            [Queue("tasks", Exchange("tasks"), routing_key="tasks")],
+            callbacks=[lambda body, message: None],
+        )
+        control_channel = connection.channel()
+        control = Consumer(
+            control_channel,
+            [Queue("control", Exchange("control.fan", type="fanout"), auto_delete=True)],
+            callbacks=[lambda body, message: None],
+        )
+        tasks.consume()
+        control.consume()
+        with Connection(url) as other:
+            other.Producer().publish({}, routing_key="tasks")
+        for _ in range(3):
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=0.3)
+        assert server.process is not None
+        server.process.kill()
+        with suppress(RedisError, OSError):
+            control_channel._receive()
+        connection.collect(socket_timeout=1.0)
+        ignore_errors(connection, connection.close)
+        server.stop()
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="pyfunq-tests-") as place:
+        yield Path(place)

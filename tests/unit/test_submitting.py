@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from pyfunq.errors import LedgerUnavailable, QueueUnavailable
+from pyfunq.errors import AcceptanceUnknown, LedgerUnavailable, QueueUnavailable
 from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput
 from pyfunq.job import Lane
@@ -52,12 +52,20 @@ class Recorder:
         self.published: list[Page] = []
         self.open = asyncio.Event()
         self.failure: Exception | None = None
+        self.kept: set[UUID] = set()
+        self.away = False
 
     async def submit(self, placed: Sequence[tuple[UUID, NewJob]]) -> None:
         self.flushes.append(len(placed))
         await self.open.wait()
         if self.failure:
             raise self.failure
+        self.kept |= {job.id for _, job in placed}
+
+    async def get_many(self, ids: Sequence[UUID]) -> list[UUID]:
+        if self.away:
+            raise LedgerUnavailable
+        return [i for i in ids if i in self.kept]
 
     async def publish(self, pages: Sequence[Page]) -> None:
         self.published.extend(pages)
@@ -75,6 +83,28 @@ async def test_what_comes_during_a_flush_is_committed_with_the_next() -> None:
     assert recorder.flushes == [1, 9], "the first waited for nobody, the others for one commit"
     await submitter.close()
     assert [p.jobs for p in recorder.published] == [1, 9], "and Redis being away was nobody's error"
+
+
+async def test_a_connection_that_breaks_during_a_commit_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyfunq.submitting._ASK_AGAIN_SECONDS", (0.0, 0.01))
+    recorder = Recorder()
+    recorder.open.set()
+    recorder.failure = LedgerUnavailable()
+    submitter = Submitter(recorder, recorder)  # type: ignore[arg-type]
+    there, gone = job(), job()
+    recorder.kept.add(there.id)
+    await submitter.submit([there])
+    with pytest.raises(LedgerUnavailable):
+        await submitter.submit([gone])
+    recorder.away = True
+    with pytest.raises(AcceptanceUnknown):
+        await submitter.submit([there])
+    recorder.failure = LedgerUnavailable()
+    recorder.failure.__cause__ = ConnectionRefusedError()
+    with pytest.raises(LedgerUnavailable) as refused:
+        await submitter.submit([gone])
+    assert type(refused.value) is LedgerUnavailable, "nothing was sent, so nobody need be asked"
+    await submitter.close()
 
 
 async def test_a_failed_commit_is_told_to_all_who_wait_for_it_and_to_nobody_later() -> None:
