@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,10 @@ from pyfunq.ledger import Ledger
 from pyfunq.local import EmbeddedRedis, StateDirectory, identity
 from pyfunq.queue import TASK_RESCUE, make_app
 from pyfunq.settings import Settings
-from tests.integration.test_worker import SETOSA, split
+from tests.integration.conftest import SETOSA, split
 from worker import upkeep
 from worker.channel import close_without_connection
 from worker.process import WorkerProcess
-
-
-@pytest.fixture
-def process(settings: Settings) -> Iterator[WorkerProcess]:
-    process = WorkerProcess(settings)
-    yield process
-    process.close()
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(settings) as opened:
-        yield opened
 
 
 async def test_of_many_who_want_to_begin_one_does(ledger: Ledger) -> None:

@@ -1,19 +1,15 @@
 """A worker process's steps, in this process, on real servers and models."""
 
 import asyncio
-import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 import orjson
 import pandas as pd
 import pytest
-from mlflow.pyfunc import PythonModel
 from redis import Redis
 from sklearn.linear_model import LinearRegression
 
@@ -25,69 +21,11 @@ from pyfunq.ledger import Ledger
 from pyfunq.queue import Publisher, make_app
 from pyfunq.settings import Settings
 from tests.conftest import RegisterModel
+from tests.integration.conftest import IRIS, SETOSA, VIRGINICA, Work, split
 from worker.process import WorkerProcess
 from worker.registry import changes, write_changes
 from worker.rescue import rescue
 from worker.run_batch import run_jobs, run_page
-
-IRIS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
-SETOSA, VIRGINICA = [5.1, 3.5, 1.4, 0.2], [6.3, 2.9, 5.6, 1.8]
-
-
-def split(*rows: list[Any], columns: list[str] = IRIS) -> dict[str, Any]:
-    return {"dataframe_split": {"columns": columns, "data": list(rows)}}
-
-
-@pytest.fixture
-def process(settings: Settings) -> Iterator[WorkerProcess]:
-    process = WorkerProcess(settings)
-    yield process
-    process.close()
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(settings) as opened:
-        yield opened
-
-
-@dataclass
-class Work:
-    """Plays the Celery worker: takes what is queued, page by page."""
-
-    process: WorkerProcess
-    ledger: Ledger
-
-    async def all(self) -> None:
-
-        for job in await self.ledger.list_jobs(status=JobStatus.QUEUED, limit=1000):
-            # A page of one job has the job's id; others are found as a restarted queue would find them.
-            await asyncio.to_thread(run_page, self.process, job.id)
-        lanes = [page for lane in Lane for page in await self.ledger.pages_without_message(lane, older_than=new_id())]
-        for page in lanes:
-            await asyncio.to_thread(run_page, self.process, page)
-
-
-@pytest.fixture
-def work(process: WorkerProcess, ledger: Ledger) -> Work:
-    return Work(process, ledger)
-
-
-class Moody(PythonModel):
-    """Fails on x == 13, answers too few rows on x == 14, sleeps never: 2x otherwise."""
-
-    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
-        if (model_input["x"] == 13).any():
-            raise ValueError(f"unlucky row {model_input['x'].tolist()}")
-        if (model_input["x"] == 14).any():
-            return (model_input["x"] * 2).to_numpy()[:-1]
-        return (model_input["x"] * 2).to_numpy()
-
-
-@pytest.fixture(scope="session")
-def moody_model(register: RegisterModel) -> str:
-    register("moody", Moody(), None)
-    return "models:/moody/1"
 
 
 @pytest.fixture(scope="session")
@@ -361,30 +299,6 @@ async def test_a_process_that_starts_before_postgres_waits_for_it(
     assert await ledger.live_workers(60) == []
 
 
-async def test_a_broken_model_fails_its_jobs_without_being_loaded_again_and_again(
-    client: AsyncClient, process: WorkerProcess, work: Work, iris_model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import worker.model_cache
-
-    loads = []
-    real = worker.model_cache.mlflow.pyfunc.load_model
-
-    def load_model(path: str, **options: Any) -> Any:
-        loads.append(path)
-        (next(iter(__import__("pathlib").Path(path).glob("MLmodel")))).write_text(
-            "flavors: {python_function: {loader_module: not_there}}\nmodel_uuid: x\n"
-        )
-        return real(path, **options)
-
-    monkeypatch.setattr(worker.model_cache.mlflow.pyfunc, "load_model", load_model)
-    for _ in range(3):
-        job = await client.submit("models:/iris/2", split(SETOSA))
-        await work.all()
-        with pytest.raises(JobFailed, match="needs the module 'not_there', which is not installed here"):
-            await client.result(job)
-    assert len(loads) == 1
-
-
 async def test_rescue_publishes_what_lost_its_message_and_nothing_else(
     settings: Settings,
     client: AsyncClient,
@@ -438,54 +352,6 @@ async def test_a_defect_of_ours_fails_jobs_instead_of_leaving_them_running(
     )
     assert "failed with RuntimeError" in caplog.text
     assert "secret value" not in caplog.text
-
-
-async def test_the_cache_keeps_its_bounds_and_never_drops_what_is_in_use(
-    settings: Settings, ledger: Ledger, iris_model: str, moody_model: str
-) -> None:
-
-    process = WorkerProcess(settings.model_copy(update={"model_cache_count": 1}))
-    versions = {}
-    for uri in ("models:/iris/1", "models:/iris/2", moody_model):
-        from pyfunq.model_uri import parse_model_uri
-
-        found = await asyncio.to_thread(process.registry.resolve, parse_model_uri(uri))
-        versions[uri] = found.version
-    with process.models.use("models:/iris/1", versions["models:/iris/1"]) as held:
-        with process.models.use("models:/iris/2", versions["models:/iris/2"]):
-            assert len(process.models.loaded()) == 2, "both are in use"
-        assert list(process.models.loaded()) == ["models:/iris/1"]
-        with process.models.use("models:/iris/1", versions["models:/iris/1"]) as again:
-            assert again is held
-    with process.models.use(moody_model, versions[moody_model]):
-        assert list(process.models.loaded()) == [moody_model]
-    process.close()
-
-
-async def test_a_version_is_loaded_once_for_all_who_wait_for_it(
-    settings: Settings, process: WorkerProcess, iris_model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-
-    import worker.model_cache
-    from pyfunq.model_uri import parse_model_uri
-
-    loads = []
-    real = worker.model_cache.load
-
-    def counted(*args: Any) -> Any:
-        loads.append(threading.get_ident())
-        return real(*args)
-
-    monkeypatch.setattr(worker.model_cache, "load", counted)
-    version = (await asyncio.to_thread(process.registry.resolve, parse_model_uri("models:/iris/1"))).version
-
-    def use() -> UUID:
-        with process.models.use("models:/iris/1", version) as model:
-            return id(model)
-
-    assert len(set(await asyncio.gather(*(asyncio.to_thread(use) for _ in range(8))))) == 1
-    assert len(loads) == 1
-    assert not list((settings.home / "models").glob(".download-*"))
 
 
 async def test_jobs_of_one_claim_end_even_if_some_were_cancelled_meanwhile(

@@ -1,0 +1,77 @@
+"""A worker process, a client and models, for tests in one process on real servers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pytest
+from mlflow.pyfunc import PythonModel
+
+from pyfunq.client import AsyncClient
+from pyfunq.ids import new_id
+from pyfunq.job import JobStatus, Lane
+from pyfunq.ledger import Ledger
+from pyfunq.settings import Settings
+from tests.conftest import RegisterModel
+from worker.process import WorkerProcess
+from worker.run_batch import run_page
+
+IRIS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
+SETOSA, VIRGINICA = [5.1, 3.5, 1.4, 0.2], [6.3, 2.9, 5.6, 1.8]
+
+
+def split(*rows: list[Any], columns: list[str] = IRIS) -> dict[str, Any]:
+    return {"dataframe_split": {"columns": columns, "data": list(rows)}}
+
+
+@pytest.fixture
+def process(settings: Settings) -> Iterator[WorkerProcess]:
+    process = WorkerProcess(settings)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(settings) as opened:
+        yield opened
+
+
+@dataclass
+class Work:
+    """Plays the Celery worker: takes what is queued, page by page."""
+
+    process: WorkerProcess
+    ledger: Ledger
+
+    async def all(self) -> None:
+        for job in await self.ledger.list_jobs(status=JobStatus.QUEUED, limit=1000):
+            # A page of one job has the job's id; others are found as a restarted queue would find them.
+            await asyncio.to_thread(run_page, self.process, job.id)
+        lanes = [page for lane in Lane for page in await self.ledger.pages_without_message(lane, older_than=new_id())]
+        for page in lanes:
+            await asyncio.to_thread(run_page, self.process, page)
+
+
+@pytest.fixture
+def work(process: WorkerProcess, ledger: Ledger) -> Work:
+    return Work(process, ledger)
+
+
+class Moody(PythonModel):
+    """Fails on x == 13, answers too few rows on x == 14: 2x otherwise."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        if (model_input["x"] == 13).any():
+            raise ValueError(f"unlucky row {model_input['x'].tolist()}")
+        if (model_input["x"] == 14).any():
+            return (model_input["x"] * 2).to_numpy()[:-1]
+        return (model_input["x"] * 2).to_numpy()
+
+
+@pytest.fixture(scope="session")
+def moody_model(register: RegisterModel) -> str:
+    register("moody", Moody(), None)
+    return "models:/moody/1"
