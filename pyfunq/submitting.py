@@ -8,6 +8,7 @@ from uuid import UUID
 import asyncpg
 
 from pyfunq.errors import AcceptanceUnknown, LedgerUnavailable, QueueUnavailable
+from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
 from pyfunq.ledger import Ledger, NewJob, Page
 from pyfunq.queue import Publisher
@@ -82,6 +83,7 @@ class Submitter:
                 if not committed.done():
                     committed.set_exception(exc)
             return
+        reach(FaultPoint.BEFORE_PUBLISH)
         for _, committed in groups:
             if not committed.done():
                 committed.set_result(None)
@@ -91,6 +93,7 @@ class Submitter:
 
     async def _commit(self, placed: Sequence[tuple[UUID, NewJob]]) -> None:
         """Raises LedgerUnavailable when surely nothing was committed, AcceptanceUnknown when nobody can say."""
+        reach(FaultPoint.BEFORE_COMMIT)
         try:
             await self._ledger.submit(placed)
         except LedgerUnavailable as exc:

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from pyfunq.errors import LedgerUnavailable
+from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
 from pyfunq.ledger import ClaimedJob, Ledger, ModelVersion, Outcome
 from pyfunq.local import identity
@@ -128,6 +129,7 @@ class WorkerProcess:
     def record(self, outcomes: Sequence[Outcome]) -> set[UUID]:
         """Writes results, waiting while Postgres is away; returns what was still this process's to write."""
         recorded = self._patiently(lambda: self.ledger.finish(self.id, outcomes))
+        reach(FaultPoint.BEFORE_ACK)
         lost = [o.job for o in outcomes if o.job.id not in recorded]
         if lost:
             log.warning("%d results were not kept: their jobs were cancelled or taken by another worker", len(lost))

@@ -10,6 +10,7 @@ from uuid import UUID
 import orjson
 
 from pyfunq.errors import ModelRaised, PyFunQError
+from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.job import JobError, JobStatus
 from pyfunq.ledger import ClaimedJob, ModelVersion, Outcome
 from worker.frames import build_frame, encode_output, layout_key, model_error_text, split_output
@@ -33,6 +34,7 @@ class Model:
 def run_page(process: WorkerProcess, page_id: UUID) -> str:
     """Predicts what the page has and what may come along, until the page is empty; returns a line for operators."""
     counts: dict[str, int] = {}
+    reach(FaultPoint.BEFORE_CLAIM)
     while jobs := process.claim(page_id):
         for outcome in run_jobs(process, jobs):
             counts[outcome] = counts.get(outcome, 0) + 1
@@ -41,6 +43,7 @@ def run_page(process: WorkerProcess, page_id: UUID) -> str:
 
 def run_jobs(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[str]:
     """Takes claimed jobs of one model to their ends; what happened to each, as words that may repeat."""
+    reach(FaultPoint.AFTER_CLAIM)
     try:
         version, confidence = process.resolve(jobs[0])
         with process.models.use(jobs[0].model_uri, version) as loaded:
@@ -57,6 +60,7 @@ def run_jobs(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[str]:
         where = "".join(traceback.format_tb(exc.__traceback__))
         log.error("%d jobs of %s failed with %s\n%s", len(jobs), jobs[0].model_uri, type(exc).__name__, where)
         outcomes = [failed(job, PyFunQError(f"internal error: {type(exc).__name__}")) for job in jobs]
+    reach(FaultPoint.PREDICTING)
     recorded = process.record(outcomes)
     return [_words(o) if o.job.id in recorded else "not kept" for o in outcomes]
 
