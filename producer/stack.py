@@ -33,6 +33,8 @@ _READY_SECONDS = 60.0
 _FLOWER_PORT = 5555
 _SETTLED_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 30.0
+STOP_MARGIN_SECONDS = 5.0
+"""What a worker is given on top of its drain, to give back the rest and end."""
 
 Report = Callable[[str, str, str], None]
 """Called with a component's name, its address and its state."""
@@ -203,7 +205,7 @@ def _start_worker(stack: Stack) -> None:
             worker_command(concurrency=concurrency),
             lambda _: _live_processes(stack.settings, since) >= concurrency,
             thread_environment(concurrency),
-            stop_seconds=stack.settings.drain_seconds,
+            stop_seconds=stack.settings.drain_seconds + STOP_MARGIN_SECONDS,
         )
 
     stack.start(stack.programs, "worker", launch, f"{concurrency} processes, lanes interactive and bulk")

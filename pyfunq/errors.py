@@ -103,6 +103,21 @@ class ModelRaised(PyFunQError):
     fault = "model"
 
 
+class TimedOut(PyFunQError):
+    """The model did not answer in time."""
+
+    code = "timed_out"
+    fault = "model"
+
+
+class ModelDependencyUnavailable(PyFunQError):
+    """Something that the model itself asks, such as a gateway or a feature store, is away or overloaded."""
+
+    code = "model_dependency_unavailable"
+    fault = "dependency"
+    retryable = True
+
+
 class InvalidOutput(PyFunQError):
     """The model returned something that cannot be stored as predictions of these rows."""
 

@@ -12,7 +12,7 @@ class JobStatus(StrEnum):
     QUEUED = "queued"
     """Committed, waiting for a worker. After any crash it is still there; rescue publishes it again."""
     RUNNING = "running"
-    """Claimed by a worker. If the worker dies, rescue puts it back to `queued`, or to `dead` after `max_attempts`."""
+    """Claimed by a worker. If its process dies, rescue puts it back to `queued`, or at last to `dead`."""
     SUCCEEDED = "succeeded"
     """Its result is committed. Final."""
     FAILED = "failed"
@@ -22,7 +22,7 @@ class JobStatus(StrEnum):
     EXPIRED = "expired"
     """Its deadline passed before a worker took it; it was never predicted. Final."""
     DEAD = "dead"
-    """It ran out of attempts because its workers died. Final, and kept with its input so that it can be replayed."""
+    """It ran out of attempts: it cost processes their lives, or time ran out. Final; kept for a replay."""
 
     @property
     def is_final(self) -> bool:
@@ -67,8 +67,18 @@ class Job:
     lane: str
     rows: int
     attempt: int
+    """How often it was claimed."""
     max_attempts: int
+    """How many worker processes it may cost, by crash or by its time limit, before it is `dead`."""
     created_at: datetime
+    crashes: int = 0
+    """How many it has cost."""
+    retries: int = 0
+    """How often it is tried again when it fails."""
+    failures: int = 0
+    """How often it failed and was tried again."""
+    timeout_seconds: float | None = None
+    """Its own limit; None: the model's (tag `pyfunq.timeout`), else the worker's."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     expires_at: datetime | None = None

@@ -1,6 +1,7 @@
 """The ledger: the Postgres tables that are the only truth about a job, spoken to through asyncpg."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -52,8 +53,8 @@ class ClaimedJob:
 
     id: UUID
     attempt: int
-    max_attempts: int
     model_uri: str
+    lane: str
     rows: int
     input_format: str
     input: bytes
@@ -61,6 +62,14 @@ class ClaimedJob:
     version_id: int | None
     """What its model URI stood for when it was claimed; None if nobody has resolved the URI yet."""
     confidence: bool
+    crashes: int = 0
+    """How many processes it has cost before."""
+    delayed: bool = False
+    """Whether it has waited for something that was away."""
+    retries: int = 0
+    failures: int = 0
+    timeout_seconds: float | None = None
+    """The job's own limit, else the model's; None if neither has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +101,7 @@ class Resolution:
     model_uri: str
     version: ModelVersion
     confidence: bool
+    timeout_seconds: float | None = None
     resolved_at: datetime | None = None
     checked_at: datetime | None = None
 
@@ -247,10 +257,47 @@ class Ledger:
         columns = (list(column) for column in zip(*rows, strict=True))
         return {r["id"] for r in await self._fetch("finish", worker_id, _RUNNING, *columns)}
 
-    async def release(self, worker_id: UUID, jobs: Sequence[ClaimedJob], *, after_seconds: float) -> None:
-        """Gives claimed jobs back with their attempt, to be taken again after a while."""
-        ids, attempts = [j.id for j in jobs], [j.attempt for j in jobs]
-        await self._fetch("release", worker_id, _RUNNING, ids, attempts, after_seconds)
+    async def delay(
+        self,
+        worker_id: UUID,
+        jobs: Sequence[ClaimedJob],
+        error: JobError,
+        *,
+        longest_seconds: float,
+        give_up_seconds: float,
+    ) -> set[UUID]:
+        """Lets claimed jobs wait for what is away, longer each time; returns those that failed in the end."""
+        rows = await self._fetch(
+            "delay",
+            worker_id,
+            _RUNNING,
+            *_fence(jobs),
+            longest_seconds,
+            _jitter(),
+            give_up_seconds,
+            error.code,
+            error.message,
+        )
+        return {r["id"] for r in rows if r["status"] == JobStatus.FAILED}
+
+    async def retry(self, worker_id: UUID, jobs: Sequence[ClaimedJob], *, longest_seconds: float) -> None:
+        """Puts failed jobs back, each to be tried again after a pause that doubles with its failures."""
+        await self._fetch("retry", worker_id, _RUNNING, *_fence(jobs), longest_seconds, _jitter())
+
+    async def give_back(self, worker_id: UUID, jobs: Sequence[ClaimedJob], page_id: UUID) -> set[UUID]:
+        """Puts claimed jobs of one model and lane back at once, on a page that the caller must publish."""
+        return {r["id"] for r in await self._fetch("give_back", worker_id, _RUNNING, *_fence(jobs), page_id)}
+
+    async def crash(
+        self, worker_id: UUID, jobs: Sequence[ClaimedJob], pages: Sequence[UUID], how: str
+    ) -> dict[UUID, tuple[JobStatus, UUID]]:
+        """Notes that jobs cost a process; each is now queued, on a page that the caller must publish, or dead."""
+        rows = await self._fetch("crash", worker_id, _RUNNING, *_fence(jobs), list(pages), how)
+        return {r["id"]: (JobStatus(r["status"]), r["page_id"]) for r in rows}
+
+    async def withdrawn(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Those that were cancelled with `terminate`."""
+        return {r["id"] for r in await self._fetch("withdrawn", list(ids))}
 
     # Model versions.
 
@@ -266,14 +313,18 @@ class Ledger:
         assert row is not None, "versions are never deleted"  # noqa: S101
         return ModelVersion(**row)
 
-    async def point(self, model_uri: str, version: ModelVersion, *, confidence: bool) -> ModelVersion:
+    async def point(
+        self, model_uri: str, version: ModelVersion, *, confidence: bool, timeout_seconds: float | None = None
+    ) -> ModelVersion:
         """Makes a model URI stand for this version from now on; returns the version with the ledger's id."""
         with ledger_errors():
             async with self._pool.acquire() as connection, connection.transaction():
                 version_id = await connection.fetchval(
                     self._sql["add_version"], *version.identity, version.run_id, version.experiment_id
                 )
-                await connection.execute(self._sql["point_resolution"], model_uri, version_id, confidence)
+                await connection.execute(
+                    self._sql["point_resolution"], model_uri, version_id, confidence, timeout_seconds
+                )
         return replace(version, id=version_id)
 
     async def confirm(self, model_uris: Sequence[str]) -> None:
@@ -422,6 +473,14 @@ async def _close(pool: asyncpg.Pool) -> None:
         pool.terminate()
 
 
+def _fence(jobs: Sequence[ClaimedJob]) -> tuple[list[UUID], list[int]]:
+    return [job.id for job in jobs], [job.attempt for job in jobs]
+
+
+def _jitter() -> float:
+    return random.uniform(0.5, 1.0)  # noqa: S311
+
+
 def _real_array(values: Sequence[float] | None) -> str | None:
     # unnest() flattens nested arrays, so a job's scores travel as the text of an array.
     return None if values is None else "{" + ",".join(map(repr, values)) + "}"
@@ -441,5 +500,7 @@ def _job(row: asyncpg.Record) -> Job:
 
 
 def _resolution(row: dict[str, Any]) -> Resolution:
-    about = {k: row.pop(k) for k in ("model_uri", "confidence", "resolved_at", "checked_at") if k in row}
+    about = {
+        k: row.pop(k) for k in ("model_uri", "confidence", "timeout_seconds", "resolved_at", "checked_at") if k in row
+    }
     return Resolution(version=ModelVersion(**row), **about)

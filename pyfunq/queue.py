@@ -36,8 +36,9 @@ _PUBLISH_BATCH = 500
 def make_app(settings: Settings) -> Celery:
     """The Celery app of every program: JSON only, acks late, two lanes of which interactive goes first.
 
-    Redelivery is not what rescues jobs (the ledger does): the visibility timeout lies beyond the hard time limit, so
-    that a redelivered message only ever finds nothing to claim.
+    Redelivery is not what rescues jobs (the ledger does): a message that is delivered twice, after the visibility
+    timeout, finds the jobs that are still queued. Time limits are the worker's own, a call at a time: a message may
+    name a thousand jobs.
     """
     app = Celery("pyfunq", broker=settings.redis, set_as_current=False)
     app.conf.update(
@@ -50,14 +51,13 @@ def make_app(settings: Settings) -> Celery:
         task_retry_on_worker_lost=True,
         task_create_missing_queues=True,
         task_default_queue=str(Lane.INTERACTIVE),
-        task_time_limit=settings.task_time_limit_seconds,
         task_send_sent_event=False,
         worker_send_task_events=True,
         worker_prefetch_multiplier=1,
         worker_proc_alive_timeout=120,
         worker_cancel_long_running_tasks_on_connection_loss=True,
-        worker_soft_shutdown_timeout=settings.drain_seconds,
-        worker_enable_soft_shutdown_on_idle=False,
+        worker_max_tasks_per_child=settings.recycle_tasks,
+        worker_max_memory_per_child=settings.recycle_memory_bytes and settings.recycle_memory_bytes // 1024,
         worker_hijack_root_logger=True,
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
@@ -67,7 +67,7 @@ def make_app(settings: Settings) -> Celery:
             "socket_connect_timeout": _SOCKET_SECONDS,
             "socket_keepalive": True,
             "health_check_interval": 25,
-            "visibility_timeout": settings.task_time_limit_seconds * 2 + settings.drain_seconds + 60,
+            "visibility_timeout": int(max(3600.0, 2 * settings.timeout_seconds)) + settings.drain_seconds,
             "queue_order_strategy": "priority",
         },
     )

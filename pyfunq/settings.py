@@ -59,7 +59,19 @@ class Settings(BaseSettings):
 
     concurrency: int | None = Field(default=None, gt=0)
     """Worker processes; the default is one a core."""
-    task_time_limit_seconds: int = Field(default=600, gt=0)
+    timeout_seconds: float = Field(default=600.0, gt=0)
+    """How long a job's call may take where neither the job nor its model (tag `pyfunq.timeout`) says."""
+    load_timeout_seconds: float = Field(default=300.0, gt=0)
+    dependency_wait_seconds: float = Field(default=86_400.0, ge=0)
+    """For this long a job waits for MLflow, the artifact store or what its model asks; then it fails."""
+    longest_pause_seconds: float = Field(default=60.0, gt=0)
+    """Pauses before another try grow to this."""
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+    """A worker process that holds more than this during a call is killed."""
+    recycle_memory_bytes: int | None = Field(default=None, gt=0)
+    """A worker process that has held more than this is replaced after its task."""
+    recycle_tasks: int | None = Field(default=None, gt=0)
+    """A worker process is replaced after this many tasks."""
     drain_seconds: int = Field(default=25, gt=0)
 
     flower_user: str = "pyfunq"

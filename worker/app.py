@@ -13,11 +13,13 @@ from celery.signals import (
     worker_process_init,
     worker_process_shutdown,
     worker_shutdown,
+    worker_shutting_down,
 )
 
 from pyfunq.environment import load_settings
 from pyfunq.queue import CONTROL_QUEUE, TASK_REGISTRY_WATCH, TASK_RESCUE, make_app
 from worker.channel import close_without_connection
+from worker.draining import Drain, exit_after
 from worker.tasks import register
 
 # Read by MLflow when it first asks a server; its own defaults block a call for minutes when the server is away.
@@ -38,6 +40,7 @@ close_without_connection()
 
 settings = load_settings()
 app = make_app(settings)
+drain = Drain()
 app.conf.beat_schedule = {
     name: {
         "task": name,
@@ -66,7 +69,7 @@ class _ProcessHolder:
 
         with self._lock:
             if self._process is None or self._pid != os.getpid():
-                self._process, self._pid = WorkerProcess(settings), os.getpid()
+                self._process, self._pid = WorkerProcess(settings, drain), os.getpid()
                 self._stand_in = StandIn(self._process, app)
             return self._process
 
@@ -101,6 +104,13 @@ def _import_before_fork(**_: Any) -> None:
 @worker_process_init.connect
 def _start_process(**_: Any) -> None:
     _holder.get()
+
+
+@worker_shutting_down.connect
+def _begin_to_drain(**_: Any) -> None:
+    if not drain.begun:
+        drain.begin(settings.drain_seconds)
+        exit_after(settings.drain_seconds)
 
 
 @worker_process_shutdown.connect

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 from uuid import UUID
@@ -14,20 +14,23 @@ from uuid import UUID
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from pyfunq.errors import LedgerUnavailable
+from pyfunq.errors import LedgerUnavailable, PyFunQError, QueueUnavailable
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
-from pyfunq.ledger import ClaimedJob, Ledger, ModelVersion, Outcome
+from pyfunq.job import JobError, JobStatus
+from pyfunq.ledger import ClaimedJob, Ledger, ModelVersion, Outcome, Page
 from pyfunq.local import identity
 from pyfunq.migrate import require_current
 from pyfunq.model_uri import check_allowed, parse_model_uri
-from pyfunq.queue import FINISHED_CHANNEL
+from pyfunq.queue import FINISHED_CHANNEL, Publisher, make_app
 from pyfunq.settings import Settings
 from pyfunq.waiting import announcement
 from worker.artifacts import ArtifactStore
+from worker.draining import Drain
 from worker.loop import LoopThread
 from worker.model_cache import LoadedModel, ModelCache
 from worker.registry import Registry
+from worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +45,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 class WorkerProcess:
     """Made in the process that predicts, after any fork; `close` gives its identity back to the ledger."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, drain: Drain | None = None) -> None:
         self.settings = settings
         self.id: UUID = new_id()
+        self.drain = drain or Drain()
         self.registry = Registry(settings.mlflow)
         artifacts = ArtifactStore(settings.home / "models", settings.mlflow)
         self.models = ModelCache(
@@ -54,11 +58,14 @@ class WorkerProcess:
             fetch=artifacts.ensure,
         )
         self._versions: dict[int, ModelVersion] = {}
+        self._held: dict[UUID, ClaimedJob] = {}
+        self._publisher = Publisher(make_app(settings))
         self._loop = LoopThread()
         self._stack = AsyncExitStack()
         self._patiently(self._open_ledger, _STARTING_SECONDS)
         self._loop.run(self._open())
         self._beating = self._loop.start(self._beat())
+        self._watch = Watch(self, self.drain, max_memory_bytes=settings.max_memory_bytes)
 
     async def _open_ledger(self) -> None:
         await require_current(self.settings.database)
@@ -70,6 +77,8 @@ class WorkerProcess:
         await self._beat_once()
 
     def close(self) -> None:
+        self._watch.close()
+        self._publisher.close()
         self._beating.cancel()
         with contextlib.suppress(LedgerUnavailable):
             self._loop.run(self.ledger.stop_beating(self.id))
@@ -94,7 +103,7 @@ class WorkerProcess:
     def claim(self, page_id: UUID) -> list[ClaimedJob]:
         """Takes jobs; waits while Postgres is away. Empty when the page has nothing left for anyone."""
         s = self.settings
-        return self._patiently(
+        jobs = self._patiently(
             lambda: self.ledger.claim(
                 page_id,
                 self.id,
@@ -103,6 +112,17 @@ class WorkerProcess:
                 max_bytes=s.batch_max_bytes,
             )
         )
+        self._held.update((job.id, job) for job in jobs)
+        return jobs
+
+    def call(self, jobs: Sequence[ClaimedJob], function: Callable[[], R]) -> R:
+        """`function()`, on behalf of the jobs and within the shortest of their limits; see `Watch.run`."""
+        limit = min(job.timeout_seconds or self.settings.timeout_seconds for job in jobs)
+        return self._watch.run(jobs, limit, function)
+
+    def load(self, jobs: Sequence[ClaimedJob], function: Callable[[], R]) -> R:
+        """`function()`, which may load a model for the jobs."""
+        return self._watch.run(jobs, self.settings.load_timeout_seconds, function)
 
     def resolve(self, job: ClaimedJob) -> tuple[ModelVersion, bool]:
         """The version that the job's model URI stands for, and whether confidence scores are wanted.
@@ -116,7 +136,11 @@ class WorkerProcess:
             return self._version(job.version_id), job.confidence
         found = self.registry.resolve(uri)
         confidence = self.settings.confidence if found.confidence is None else found.confidence
-        version = self._patiently(lambda: self.ledger.point(job.model_uri, found.version, confidence=confidence))
+        version = self._patiently(
+            lambda: self.ledger.point(
+                job.model_uri, found.version, confidence=confidence, timeout_seconds=found.timeout_seconds
+            )
+        )
         return version, confidence
 
     def publish_signature(self, model: LoadedModel, version: ModelVersion) -> None:
@@ -130,15 +154,78 @@ class WorkerProcess:
         """Writes results, waiting while Postgres is away; returns what was still this process's to write."""
         recorded = self._patiently(lambda: self.ledger.finish(self.id, outcomes))
         reach(FaultPoint.BEFORE_ACK)
+        self._let_go(o.job for o in outcomes)
         lost = [o.job for o in outcomes if o.job.id not in recorded]
         if lost:
             log.warning("%d results were not kept: their jobs were cancelled or taken by another worker", len(lost))
         self.run(self._announce(recorded))
         return recorded
 
-    def release(self, jobs: Sequence[ClaimedJob], after_seconds: float) -> None:
-        """Gives jobs back without burning their attempt; rescue publishes them again when they are due."""
-        self._patiently(lambda: self.ledger.release(self.id, jobs, after_seconds=after_seconds))
+    def delay(self, jobs: Sequence[ClaimedJob], error: PyFunQError) -> None:
+        """Lets jobs wait for what is away; no attempt is counted, and rescue publishes them when they are due."""
+        s = self.settings
+        why = JobError(code=error.code, message=error.message)
+        given_up = self._patiently(
+            lambda: self.ledger.delay(
+                self.id, jobs, why, longest_seconds=s.longest_pause_seconds, give_up_seconds=s.dependency_wait_seconds
+            )
+        )
+        self._let_go(jobs)
+        if given_up:
+            log.warning("%d jobs failed, having waited for %g s", len(given_up), s.dependency_wait_seconds)
+            self.run(self._announce(given_up))
+
+    def retry(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Lets failed jobs be tried again after a while, as their callers asked."""
+        longest = self.settings.longest_pause_seconds
+        self._patiently(lambda: self.ledger.retry(self.id, jobs, longest_seconds=longest))
+        self._let_go(jobs)
+
+    def crash(self, jobs: Sequence[ClaimedJob], how: str) -> None:
+        """Counts an attempt against jobs that did not end; they are tried again, each alone, or dead."""
+        ends = self._patiently(lambda: self.ledger.crash(self.id, jobs, [new_id() for _ in jobs], how))
+        self._let_go(jobs)
+        again = [(job, ends[job.id][1]) for job in jobs if job.id in ends and ends[job.id][0] is JobStatus.QUEUED]
+        dead = {job_id for job_id, (status, _) in ends.items() if status is JobStatus.DEAD}
+        log.warning("%d jobs %s: %d are tried again, %d dead", len(jobs), how, len(again), len(dead))
+        self._publish([Page(id=page, model_uri=job.model_uri, lane=job.lane, jobs=1) for job, page in again])
+        self.run(self._announce(dead))
+
+    def give_back(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Hands jobs of one model and lane to other workers at once; no attempt is counted."""
+        page_id = new_id()
+        given = self._patiently(lambda: self.ledger.give_back(self.id, jobs, page_id))
+        self._let_go(jobs)
+        if given:
+            self._publish([Page(id=page_id, model_uri=jobs[0].model_uri, lane=jobs[0].lane, jobs=len(given))])
+
+    def pass_on(self, page_id: UUID) -> None:
+        """Gives what is still queued of a page a new message, for other workers."""
+        self._publish(self._patiently(lambda: self.ledger.repage([page_id], [new_id()])))
+
+    def withdrawn(self, jobs: Sequence[ClaimedJob]) -> set[UUID]:
+        return self.run(self.ledger.withdrawn([job.id for job in jobs]))
+
+    def part_with(self, culprits: Sequence[ClaimedJob], reason: PyFunQError | None) -> None:
+        """What a process does last, from its watch: counts an attempt against the culprits and gives the rest back."""
+        blamed = {job.id for job in culprits}
+        innocent = [job for job in list(self._held.values()) if job.id not in blamed]
+        if innocent:
+            self.give_back(innocent)
+        if culprits:
+            self.crash(culprits, str(reason))
+
+    def _let_go(self, jobs: Iterable[ClaimedJob]) -> None:
+        for job in jobs:
+            self._held.pop(job.id, None)
+
+    def _publish(self, pages: Sequence[Page]) -> None:
+        if not pages:
+            return
+        try:
+            self._publisher.publish_now(pages)
+        except QueueUnavailable as exc:
+            log.warning("%d pages wait for rescue to publish them: %s", len(pages), exc)
 
     def _version(self, version_id: int) -> ModelVersion:
         if version_id not in self._versions:
@@ -146,6 +233,8 @@ class WorkerProcess:
         return self._versions[version_id]
 
     async def _announce(self, ids: set[UUID]) -> None:
+        if not ids:
+            return
         try:
             await self._redis.publish(FINISHED_CHANNEL, announcement(ids))
         except (RedisError, OSError) as exc:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,18 +17,20 @@ from pyfunq.model_uri import ModelURI, parse_model_uri
 
 log = logging.getLogger(__name__)
 
-CONFIDENCE_TAG = "pyfunq.confidence"
+CONFIDENCE_TAG, TIMEOUT_TAG = "pyfunq.confidence", "pyfunq.timeout"
 _ON = {"1", "on", "true", "yes"}
 _NAMES_PER_CALL = 100
 _PAGE = 1000
+_LONGEST_TIMEOUT_SECONDS = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A version, and whether its registered model's tag asks for confidence scores (None: it does not say)."""
+    """A version, and what its registered model's tags say of confidence scores and of the time that a call may take."""
 
     version: ModelVersion
-    confidence: bool | None
+    confidence: bool | None = None
+    timeout_seconds: float | None = None
 
 
 class Registry:
@@ -39,9 +42,9 @@ class Registry:
 
     def resolve(self, uri: ModelURI) -> Resolved:
         if uri.kind == "model_id":
-            return Resolved(self._logged_model(uri), None)
+            return Resolved(self._logged_model(uri))
         if uri.kind == "run":
-            return Resolved(self._run_model(uri), None)
+            return Resolved(self._run_model(uri))
         assert uri.name is not None  # noqa: S101
         model = self._ask(f"no registered model named {uri.name!r}", self._client.get_registered_model, uri.name)
         return self.resolve_in(model, uri)
@@ -50,7 +53,8 @@ class Registry:
         """Like `resolve`, with what the registry just said of the model."""
         found = self._pick(model, uri)
         tag = model.tags.get(CONFIDENCE_TAG)
-        return Resolved(self._describe(found), None if tag is None else str(tag).lower() in _ON)
+        confidence = None if tag is None else str(tag).lower() in _ON
+        return Resolved(self._describe(found), confidence, _seconds(model.name, model.tags.get(TIMEOUT_TAG)))
 
     def models(self, names: Iterable[str]) -> dict[str, RegisteredModel]:
         """Those of the named models that exist, in as few calls as possible."""
@@ -150,11 +154,23 @@ class Registry:
             raise RegistryUnavailable(f"the MLflow server cannot be reached ({type(exc).__name__})") from exc
 
 
+def _seconds(name: str, tag: str | None) -> float | None:
+    if tag is None:
+        return None
+    with suppress(ValueError):
+        if 0 < (seconds := float(tag)) < _LONGEST_TIMEOUT_SECONDS:
+            return seconds
+    log.warning("model %r: its tag %s is not a positive number of seconds; it does not count", name, TIMEOUT_TAG)
+    return None
+
+
 class ResolutionTable(Protocol):
     """What the watch needs of the ledger."""
 
     async def resolutions(self) -> list[Resolution]: ...
-    async def point(self, model_uri: str, version: ModelVersion, *, confidence: bool) -> ModelVersion: ...
+    async def point(
+        self, model_uri: str, version: ModelVersion, *, confidence: bool, timeout_seconds: float | None
+    ) -> ModelVersion: ...
     async def confirm(self, model_uris: list[str]) -> None: ...
     async def forget(self, model_uri: str) -> None: ...
 
@@ -167,6 +183,7 @@ class Change:
     old: ModelVersion
     new: ModelVersion | None
     confidence: bool
+    timeout_seconds: float | None = None
 
 
 def changes(registry: Registry, known: list[Resolution], confidence_default: bool) -> tuple[list[Change], list[str]]:
@@ -188,10 +205,12 @@ def changes(registry: Registry, known: list[Resolution], confidence_default: boo
             changed.append(Change(resolution.model_uri, resolution.version, None, False))
             continue
         confidence = confidence_default if now.confidence is None else now.confidence
-        if now.version.identity == resolution.version.identity and confidence == resolution.confidence:
+        means = (now.version.identity, confidence, now.timeout_seconds)
+        if means == (resolution.version.identity, resolution.confidence, resolution.timeout_seconds):
             same.append(resolution.model_uri)
         else:
-            changed.append(Change(resolution.model_uri, resolution.version, now.version, confidence))
+            change = Change(resolution.model_uri, resolution.version, now.version, confidence, now.timeout_seconds)
+            changed.append(change)
     return changed, same
 
 
@@ -200,7 +219,9 @@ async def write_changes(table: ResolutionTable, changed: list[Change], same: lis
         if change.new is None:
             await table.forget(change.model_uri)
         else:
-            await table.point(change.model_uri, change.new, confidence=change.confidence)
+            await table.point(
+                change.model_uri, change.new, confidence=change.confidence, timeout_seconds=change.timeout_seconds
+            )
         log.info("%s: %s -> %s", change.model_uri, change.old, change.new or "nothing")
     if same:
         await table.confirm(same)

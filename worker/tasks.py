@@ -20,7 +20,8 @@ _ELSEWHERE = "another process did it just now"
 def register(app: Celery, process: "Callable[[], WorkerProcess]") -> None:
     """Adds the tasks to the app; `process` gives this process's WorkerProcess, made when it is first needed."""
 
-    @app.task(name=TASK_PREDICT, max_retries=3)
+    # Celery sends a message again whose process died, with this delay; what had been claimed is rescue's business.
+    @app.task(name=TASK_PREDICT, max_retries=3, default_retry_delay=1)
     def predict(page_id: str) -> str:
         """Predicts the queued jobs of a page. The page's id is all that is believed of a message."""
         from worker.run_batch import run_page

@@ -7,9 +7,9 @@ SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text
 
 -- name: claim
 -- Takes a page's queued jobs ($1) for a worker process ($2) and, where the caps ($3 jobs, $4 rows, $5 bytes) leave
--- room, further queued jobs of the same model and lane, oldest first. A job that was taken before comes without company.
+-- room, further queued jobs of the same model and lane, oldest first. A job whose process died comes without company.
 WITH own AS MATERIALIZED (
-    SELECT id, model_uri, lane, attempt, rows, octet_length(input) AS bytes
+    SELECT id, model_uri, lane, crashes, rows, octet_length(input) AS bytes
     FROM job
     WHERE page_id = $1 AND status = 'queued'
       AND (not_before IS NULL OR not_before <= now()) AND (expires_at IS NULL OR expires_at > now())
@@ -21,10 +21,10 @@ WITH own AS MATERIALIZED (
     FROM job
     -- Scalars and not a join: so the index gives the order, and a backlog is not sorted for each micro-batch.
     WHERE model_uri = (SELECT model_uri FROM own LIMIT 1) AND lane = (SELECT lane FROM own LIMIT 1)
-      AND status = 'queued' AND attempt = 0 AND page_id <> $1
+      AND status = 'queued' AND crashes = 0 AND page_id <> $1
       AND not_before IS NULL AND (expires_at IS NULL OR expires_at > now())
       AND rows <= $4 - (SELECT sum(rows) FROM own)
-      AND NOT EXISTS (SELECT FROM own WHERE attempt > 0)
+      AND NOT EXISTS (SELECT FROM own WHERE crashes > 0)
     ORDER BY id
     LIMIT greatest(0, $3 - (SELECT count(*) FROM own))
     FOR UPDATE SKIP LOCKED
@@ -34,11 +34,12 @@ WITH own AS MATERIALIZED (
     WINDOW upto AS (ORDER BY rank, id)
 )
 UPDATE job SET status = 'running', attempt = attempt + 1, worker_id = $2, started_at = now()
-FROM (SELECT resolution.version_id, resolution.confidence
+FROM (SELECT resolution.version_id, resolution.confidence, resolution.timeout_seconds
       FROM (SELECT model_uri FROM own LIMIT 1) AS head LEFT JOIN resolution USING (model_uri)) AS resolved
 WHERE id = ANY (ARRAY(SELECT id FROM measured WHERE rows_before < $4 AND bytes_before < $5))
-RETURNING id, attempt, max_attempts, model_uri, rows, input_format, input, params,
-          resolved.version_id, coalesce(resolved.confidence, false) AS confidence
+RETURNING id, attempt, crashes, retries, failures, model_uri, lane, rows, input_format, input, params,
+          delayed_since IS NOT NULL AS delayed, resolved.version_id, coalesce(resolved.confidence, false) AS confidence,
+          coalesce(job.timeout_seconds, resolved.timeout_seconds) AS timeout_seconds
 
 -- name: get_version
 -- A model version by the ledger's id for it.
@@ -46,14 +47,14 @@ SELECT id, name, version, created_ms, source, run_id, experiment_id, signature F
 
 -- name: resolution
 -- The version that a model URI stands for now, if anyone has resolved it yet.
-SELECT r.confidence, r.resolved_at, r.checked_at,
+SELECT r.confidence, r.timeout_seconds, r.resolved_at, r.checked_at,
        v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
 FROM resolution r JOIN model_version v ON v.id = r.version_id
 WHERE r.model_uri = $1
 
 -- name: resolutions
 -- Every resolution, for the registry watch and for people.
-SELECT r.model_uri, r.confidence, r.resolved_at, r.checked_at,
+SELECT r.model_uri, r.confidence, r.timeout_seconds, r.resolved_at, r.checked_at,
        v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
 FROM resolution r JOIN model_version v ON v.id = r.version_id
 ORDER BY r.model_uri
@@ -67,9 +68,10 @@ RETURNING id
 
 -- name: point_resolution
 -- Points a model URI at a version; resolved_at moves only when the version does.
-INSERT INTO resolution (model_uri, version_id, confidence) VALUES ($1, $2, $3)
+INSERT INTO resolution (model_uri, version_id, confidence, timeout_seconds) VALUES ($1, $2, $3, $4)
 ON CONFLICT (model_uri) DO UPDATE
 SET version_id = EXCLUDED.version_id, confidence = EXCLUDED.confidence, checked_at = now(),
+    timeout_seconds = EXCLUDED.timeout_seconds,
     resolved_at = CASE WHEN resolution.version_id = EXCLUDED.version_id THEN resolution.resolved_at ELSE now() END
 
 -- name: confirm_resolutions
@@ -98,14 +100,54 @@ FROM unnest($3::uuid[], $4::smallint[], $5::text[], $6::integer[], $7::text[], $
 WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
--- name: release
--- Puts claimed jobs back without burning their attempt, to be taken again after $5 seconds; guarded like `finish`.
+-- name: delay
+-- Puts claimed jobs back to wait for something that is away, each time for as long as they have waited already (1 s to
+-- $5 s, times $6 to spread them), or ends them when they have waited for $7 seconds; guarded like `finish`.
 UPDATE job
-SET status = 'queued', attempt = job.attempt - 1, worker_id = NULL, started_at = NULL,
-    not_before = now() + make_interval(secs => $5)
+SET status = CASE WHEN delayed_since <= now() - make_interval(secs => $7) THEN 'failed' ELSE 'queued' END,
+    finished_at = CASE WHEN delayed_since <= now() - make_interval(secs => $7) THEN now() END,
+    error_code = CASE WHEN delayed_since <= now() - make_interval(secs => $7) THEN $8::text END,
+    error_message = CASE WHEN delayed_since <= now() - make_interval(secs => $7) THEN $9::text END,
+    delayed_since = coalesce(delayed_since, now()), worker_id = NULL, started_at = NULL,
+    not_before = now() + $6::double precision * make_interval(
+        secs => least($5, greatest(1, extract(epoch FROM now() - coalesce(delayed_since, now()))::double precision)))
+FROM unnest($3::uuid[], $4::smallint[]) AS d (id, attempt)
+WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+RETURNING job.id, job.status
+
+-- name: retry
+-- Puts failed jobs back that are to be tried again, after 1, 2, 4, ... $5 seconds, times $6; guarded like `finish`.
+UPDATE job
+SET status = 'queued', failures = failures + 1, worker_id = NULL, started_at = NULL,
+    not_before = now() + $6::double precision * make_interval(secs => least($5, power(2, job.failures)))
 FROM unnest($3::uuid[], $4::smallint[]) AS d (id, attempt)
 WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
+
+-- name: give_back
+-- Puts claimed jobs back at once, on a new page ($5) that the caller must publish; guarded like `finish`.
+UPDATE job
+SET status = 'queued', worker_id = NULL, started_at = NULL, page_id = $5
+FROM unnest($3::uuid[], $4::smallint[]) AS d (id, attempt)
+WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+RETURNING job.id
+
+-- name: crash
+-- Notes that jobs cost their process its life, or would have ($6 says how): each back on a new page ($5) of its own
+-- that the caller must publish, or `dead`; guarded like `finish`.
+UPDATE job
+SET status = CASE WHEN crashes + 1 >= max_attempts THEN 'dead' ELSE 'queued' END, crashes = crashes + 1,
+    finished_at = CASE WHEN crashes + 1 >= max_attempts THEN now() END,
+    error_code = CASE WHEN crashes + 1 >= max_attempts THEN 'job_dead' END,
+    error_message = CASE WHEN crashes + 1 >= max_attempts THEN $6::text || ', ' || crashes + 1 || ' times' END,
+    worker_id = CASE WHEN crashes + 1 >= max_attempts THEN job.worker_id END, page_id = d.page_id
+FROM unnest($3::uuid[], $4::smallint[], $5::uuid[]) AS d (id, attempt, page_id)
+WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+RETURNING job.id, job.page_id, job.status
+
+-- name: withdrawn
+-- Which of these jobs were cancelled by somebody who wants their processes stopped.
+SELECT id FROM job WHERE id = ANY ($1::uuid[]) AND status = 'cancelled' AND terminate
 
 -- name: cancel
 -- Withdraws jobs that are not final; a result that arrives later finds no running job.
@@ -115,8 +157,9 @@ RETURNING id
 
 -- name: requeue_dead
 -- Puts dead jobs ($1) back as if they were new, each on a page of its own that the caller must publish.
-UPDATE job SET status = 'queued', attempt = 0, page_id = d.page_id, finished_at = NULL, started_at = NULL,
-               worker_id = NULL, error_code = NULL, error_message = NULL
+UPDATE job SET status = 'queued', crashes = 0, failures = 0, delayed_since = NULL, not_before = NULL,
+               page_id = d.page_id, finished_at = NULL, started_at = NULL, worker_id = NULL,
+               error_code = NULL, error_message = NULL
 FROM unnest($1::uuid[], $2::uuid[]) AS d (id, page_id)
 WHERE job.id = d.id AND job.status = 'dead'
 RETURNING job.page_id AS id, job.model_uri, job.lane, 1 AS jobs
@@ -136,7 +179,8 @@ RETURNING id
 
 -- name: get_jobs
 -- Jobs by id, without inputs and results.
-SELECT j.id, j.status, j.model_uri, j.lane, j.rows, j.attempt, j.max_attempts, j.created_at, j.started_at,
+SELECT j.id, j.status, j.model_uri, j.lane, j.rows, j.attempt, j.crashes, j.max_attempts, j.failures, j.retries,
+       j.timeout_seconds, j.created_at, j.started_at,
        j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
        v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
        w.hostname || ':' || w.pid AS worker
@@ -147,7 +191,8 @@ WHERE j.id = ANY ($1::uuid[])
 
 -- name: list_jobs
 -- Jobs, newest first, from a cursor ($4: the last id of the page before) on.
-SELECT j.id, j.status, j.model_uri, j.lane, j.rows, j.attempt, j.max_attempts, j.created_at, j.started_at,
+SELECT j.id, j.status, j.model_uri, j.lane, j.rows, j.attempt, j.crashes, j.max_attempts, j.failures, j.retries,
+       j.timeout_seconds, j.created_at, j.started_at,
        j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
        v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
        w.hostname || ':' || w.pid AS worker
@@ -224,7 +269,7 @@ ORDER BY hostname, pid
 
 -- name: rescue_crashed
 -- Takes running jobs from worker processes that stopped or have been silent for $1 seconds: back to the queue, each on a
--- page of its own, or to `dead` when the attempts are used up.
+-- page of its own, or to `dead` when it has cost max_attempts processes.
 WITH lost AS (
     SELECT job.id FROM job
     WHERE status = 'running'
@@ -235,11 +280,11 @@ WITH lost AS (
     FOR UPDATE SKIP LOCKED
 )
 UPDATE job
-SET status = CASE WHEN attempt >= max_attempts THEN 'dead' ELSE 'queued' END,
-    finished_at = CASE WHEN attempt >= max_attempts THEN now() END,
-    error_code = CASE WHEN attempt >= max_attempts THEN 'job_dead' END,
-    error_message = CASE WHEN attempt >= max_attempts
-        THEN 'its worker process ended while predicting, ' || attempt || ' times' END,
+SET status = CASE WHEN crashes + 1 >= max_attempts THEN 'dead' ELSE 'queued' END, crashes = crashes + 1,
+    finished_at = CASE WHEN crashes + 1 >= max_attempts THEN now() END,
+    error_code = CASE WHEN crashes + 1 >= max_attempts THEN 'job_dead' END,
+    error_message = CASE WHEN crashes + 1 >= max_attempts
+        THEN 'its worker process ended while predicting, ' || crashes + 1 || ' times' END,
     page_id = id
 WHERE id = ANY (ARRAY(SELECT id FROM lost))
 RETURNING id, status

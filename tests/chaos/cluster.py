@@ -22,6 +22,7 @@ import asyncpg
 import psutil
 
 from producer.programs import beat_command, thread_environment, worker_command
+from producer.stack import STOP_MARGIN_SECONDS
 from pyfunq.environment import child_environment, load_settings
 from pyfunq.local import EmbeddedMLflow, EmbeddedPostgres, EmbeddedRedis, GuardedProcess, StateDirectory
 from pyfunq.migrate import migrate
@@ -160,7 +161,7 @@ class Cluster:
             name,
             worker_command(concurrency=PROCESSES, extra=["--hostname", f"{name}-{next(self._starts)}@%h"]),
             env={**child_environment(self.settings), **thread_environment(PROCESSES)},
-            stop_seconds=self.settings.drain_seconds,
+            stop_seconds=self.settings.drain_seconds + STOP_MARGIN_SECONDS,
         )
 
     def _start_beat(self) -> GuardedProcess:

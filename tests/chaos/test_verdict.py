@@ -79,7 +79,7 @@ async def bench(ledger: Ledger, database_url: str, tmp_path: Path) -> Bench:
 async def test_what_is_in_order_passes(bench: Bench) -> None:
     await bench.good()
     poison, _ = await bench.accepted("poison")
-    await bench.execute("UPDATE job SET status='dead', attempt=3, finished_at=now() WHERE id=$1", poison)
+    await bench.execute("UPDATE job SET status='dead', attempt=3, crashes=3, finished_at=now() WHERE id=$1", poison)
     await bench.submit()  # cut off: nobody was told
     await bench.execute("DELETE FROM job WHERE status='queued'")
     await bench.execute("DELETE FROM chaos_rewritten")

@@ -45,8 +45,8 @@ CREATE TRIGGER chaos_witness AFTER UPDATE OR DELETE ON job FOR EACH ROW EXECUTE 
 """
 
 _JOBS = """
-SELECT j.id, j.batch_id, j.batch_index, j.model_uri, j.status, j.attempt, j.max_attempts, j.rows, j.created_at,
-       j.finished_at, j.input_format, j.input, j.result_format, j.result, j.error_code, j.error_message,
+SELECT j.id, j.batch_id, j.batch_index, j.model_uri, j.status, j.attempt, j.crashes, j.max_attempts, j.rows,
+       j.created_at, j.finished_at, j.input_format, j.input, j.result_format, j.result, j.error_code, j.error_message,
        v.name AS model, v.version
 FROM job j LEFT JOIN model_version v ON v.id = j.version_id
 """
@@ -197,9 +197,9 @@ def _check_found(verdict: Verdict, one: Submitted, row: asyncpg.Record, xs: tupl
 
 
 def _check_end(verdict: Verdict, one: Submitted, row: asyncpg.Record) -> None:
-    status, used_up = JobStatus(row["status"]), row["attempt"] >= row["max_attempts"]
+    status, used_up = JobStatus(row["status"]), row["crashes"] >= row["max_attempts"]
     verdict.attempts[row["attempt"]] += 1
-    said = f"{one.kind} is {status} after {row['attempt']} of {row['max_attempts']} attempts"
+    said = f"{one.kind} is {status} after {row['attempt']} claims and {row['crashes']} of {row['max_attempts']} crashes"
     said += f" ({row['error_code']}: {row['error_message']})" if row["error_code"] else ""
     if not status.is_final:
         verdict.against("lost", row["id"], f"not final: {said}")
@@ -207,7 +207,7 @@ def _check_end(verdict: Verdict, one: Submitted, row: asyncpg.Record) -> None:
     verdict.totals.append((row["finished_at"] - row["created_at"]).total_seconds())
     stopped_batch = one.kind == "batch" and one.told != "accepted" and status is JobStatus.CANCELLED
     if one.kind == "poison":
-        legal = status is JobStatus.DEAD and row["attempt"] == row["max_attempts"]
+        legal = status is JobStatus.DEAD and row["crashes"] == row["max_attempts"]
     else:
         legal = status is JobStatus.SUCCEEDED or (status is JobStatus.DEAD and used_up) or stopped_batch
     if not legal:

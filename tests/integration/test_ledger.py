@@ -146,15 +146,74 @@ async def test_rescue_leaves_the_jobs_of_living_workers_alone(ledger: Ledger) ->
     assert await ledger.rescue_crashed(60) == {}
 
 
-async def test_released_jobs_keep_their_attempt_and_wait(ledger: Ledger) -> None:
+async def test_delayed_jobs_wait_longer_each_time_and_count_no_attempt(ledger: Ledger, database_url: str) -> None:
+    worker = await living_worker(ledger)
+    page = await submit(ledger, new_job(), new_job())
+    claimed = await ledger.claim(page, worker, **CAPS)
+    away = JobError(code="registry_unavailable", message="away")
+    limits = {"longest_seconds": 60.0, "give_up_seconds": 3600.0}
+    connection = await asyncpg.connect(database_url)
+    pauses = []
+    for waited in (0, 10, 1000):
+        await connection.execute("UPDATE job SET delayed_since = now() - $1 * interval '1 s' WHERE $1 > 0", waited)
+        assert await ledger.delay(worker, claimed, away, **limits) == set()
+        assert await ledger.claim(page, worker, **CAPS) == [], "not before its time"
+        rows = await connection.fetch("SELECT extract(epoch FROM not_before - now())::float AS pause, crashes FROM job")
+        assert {row["crashes"] for row in rows} == {0}
+        pauses.append(max(row["pause"] for row in rows))
+        assert len({row["pause"] for row in rows}) == 1, "a page stays together"
+        await connection.execute("UPDATE job SET not_before = NULL")
+        claimed = await ledger.claim(page, worker, **CAPS)
+        assert all(job.delayed for job in claimed)
+    assert 0.3 < pauses[0] <= 1
+    assert 4.8 < pauses[1] <= 10.1
+    assert 29.8 < pauses[2] <= 60
+    await connection.execute("UPDATE job SET delayed_since = now() - interval '2 hours'")
+    await connection.close()
+    ids = {job.id for job in claimed}
+    assert await ledger.delay(worker, claimed, away, **limits) == ids
+    assert {job.error for job in await ledger.get_many(list(ids))} == {away}
+
+
+async def test_retried_jobs_wait_twice_as_long_each_time(ledger: Ledger, database_url: str) -> None:
     worker = await living_worker(ledger)
     page = await submit(ledger, new_job())
+    connection = await asyncpg.connect(database_url)
+    for failures in range(3):
+        (claimed,) = await ledger.claim(page, worker, **CAPS)
+        assert (claimed.failures, claimed.crashes) == (failures, 0)
+        await ledger.retry(worker, [claimed], longest_seconds=60.0)
+        pause = await connection.fetchval("SELECT extract(epoch FROM not_before - now())::float FROM job")
+        assert 2**failures * 0.5 - 0.3 < pause <= 2**failures
+        await connection.execute("UPDATE job SET not_before = NULL")
+    await connection.close()
+
+
+async def test_jobs_given_back_are_another_workers_at_once(ledger: Ledger) -> None:
+    worker, other = await living_worker(ledger), await living_worker(ledger)
+    page = await submit(ledger, new_job(), new_job())
     claimed = await ledger.claim(page, worker, **CAPS)
-    await ledger.release(worker, claimed, after_seconds=3600)
-    assert await ledger.claim(page, worker, **CAPS) == [], "not before its time"
-    await ledger.release(worker, claimed, after_seconds=0)
-    assert (await ledger.get(claimed[0].id)).attempt == 0
-    assert (await ledger.get(claimed[0].id)).status is JobStatus.QUEUED
+    again = new_id()
+    assert await ledger.give_back(other, claimed, again) == set(), "not its to give"
+    assert await ledger.give_back(worker, claimed, again) == {job.id for job in claimed}
+    assert await ledger.finish(worker, [succeeded(claimed[0])]) == set()
+    taken = await ledger.claim(again, other, **CAPS)
+    assert {(job.id, job.attempt, job.crashes) for job in taken} == {(job.id, 2, 0) for job in claimed}
+
+
+async def test_jobs_that_cost_a_process_come_back_alone_until_they_are_dead(ledger: Ledger) -> None:
+    worker = await living_worker(ledger)
+    page = await submit(ledger, new_job(), new_job())
+    claimed = await ledger.claim(page, worker, **CAPS)
+    pages = [new_id(), new_id()]
+    ends = await ledger.crash(worker, claimed, pages, "timed out after 30 s")
+    assert set(ends.values()) == {(JobStatus.QUEUED, page) for page in pages}
+    for crashes in (1, 2):
+        (alone,) = await ledger.claim(pages[0], worker, **CAPS)
+        assert alone.crashes == crashes
+        ends = await ledger.crash(worker, [alone], [pages[0]], "timed out after 30 s")
+    assert [status for status, _ in ends.values()] == [JobStatus.DEAD]
+    assert (await ledger.get(alone.id)).error == JobError(code="job_dead", message="timed out after 30 s, 3 times")
 
 
 async def test_cancelled_jobs_are_not_claimed_and_their_results_not_kept(ledger: Ledger) -> None:
@@ -271,7 +330,11 @@ async def test_a_character_that_jsonb_lacks_does_not_break_the_view(ledger: Ledg
             r"Filter: \(\(page_id =",
         ),
         ("finish", "NULL, " * 10 + "NULL", r"Index Scan using job_pkey .*\n.*Index Cond: \(id = d.id\)", "job_running"),
-        ("release", "NULL, NULL, NULL, NULL, 5", r"Index Scan using job_pkey", "job_running"),
+        ("delay", "NULL, NULL, NULL, NULL, 5, 1, 5, '', ''", r"Index Scan using job_pkey", "job_running"),
+        ("retry", "NULL, NULL, NULL, NULL, 5, 1", r"Index Scan using job_pkey", "job_running"),
+        ("give_back", "NULL, NULL, NULL, NULL, NULL", r"Index Scan using job_pkey", "job_running"),
+        ("crash", "NULL, NULL, NULL, NULL, NULL, ''", r"Index Scan using job_pkey", "job_running"),
+        ("withdrawn", "NULL", r"Index Cond: \(id = ANY", "job_queued"),
         ("get_jobs", "NULL", r"Index Cond: \(id = ANY", "Hash Cond: .*job"),
     ],
 )

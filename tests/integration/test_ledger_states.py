@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -93,6 +94,8 @@ class Expected:
     due_in_hour: int = 0
     status: JobStatus = JobStatus.QUEUED
     attempt: int = 0
+    crashes: int = 0
+    failures: int = 0
     holder: UUID | None = None
     result: bytes | None = None
     error: JobError | None = None
@@ -124,7 +127,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self.hour = 0
         self.expected: dict[UUID, Expected] = {}
         self.before: dict[UUID, dict[str, Any]] = {}
-        self.released: set[UUID] = set()
         self.numbers = count(1)
         self.seen_in_hour: dict[UUID, int] = {}
         self.workers = [new_id() for _ in range(3)]
@@ -201,7 +203,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for c in claimed:
             e = self.expected[c.id]
             e.status, e.attempt, e.holder = JobStatus.RUNNING, e.attempt + 1, worker
-            assert (c.attempt, c.max_attempts, c.input) == (e.attempt, e.job.max_attempts, e.job.input.payload)
+            assert (c.attempt, c.crashes, c.failures) == (e.attempt, e.crashes, e.failures)
+            assert c.input == e.job.input.payload
         return multiple(Held(worker, tuple(claimed))) if claimed else multiple()
 
     def was_rightly_claimed(self, page: UUID, taken: list[Expected], caps: dict[str, int]) -> None:
@@ -210,7 +213,7 @@ class LedgerMachine(RuleBasedStateMachine):
         along = [e for e in taken if e.page != page]
         assert all(e.claimable(self.hour) for e in taken), "taken although it is not waiting"
         assert len({(e.job.model_uri, e.job.lane) for e in taken}) <= 1
-        assert not any(e.attempt for e in taken) or len(taken) == 1, "taken before, and yet in company"
+        assert not any(e.crashes for e in taken) or len(taken) == 1, "its process died, and yet in company"
         assert bool(taken) == bool(own)
         assert own_taken == own[: len(own_taken)], "the page's own jobs come first, in order"
         *first, _ = [*own_taken, *along] or [None]
@@ -254,24 +257,49 @@ class LedgerMachine(RuleBasedStateMachine):
             return Outcome(job=job, status=end, error=JobError(code="model_raised", message=f"outcome {n}"))
         return Outcome(job=job, status=end, result_format="json", result=b"[%d]" % n)
 
-    @rule(target=held, held=held, wait=st.booleans(), by=st.none() | _SLOTS, message_for=st.none() | _SLOTS)
-    def release(self, held: Held, wait: bool, by: int | None, message_for: int | None) -> Any:
+    @rule(
+        target=held,
+        held=held,
+        how=st.sampled_from(["delay", "retry", "give back", "crash"]),
+        by=st.none() | _SLOTS,
+        message_for=st.none() | _SLOTS,
+    )
+    def set_back(self, held: Held, how: str, by: int | None, message_for: int | None) -> Any:
         """By the worker that claimed, or by another that has no say in it; the page's message may come at once."""
-        self.give_back(held.worker if by is None else self.workers[by], held, wait=wait)
+        self.put_back(held.worker if by is None else self.workers[by], held, how)
         self.the_ledger_is_as_expected()
         if message_for is None:
             return multiple()
         return self.claim(self.expected[held.jobs[0].id].page, message_for, WIDE_CAPS)
 
-    def give_back(self, worker: UUID, held: Held, *, wait: bool) -> None:
-        mine = [c.id for c in held.jobs if self.expected[c.id].is_held_by(worker, c)]
-        after_seconds = HALF_AN_HOUR.total_seconds() if wait else 0
-        self.call(self.ledger.release(worker, held.jobs, after_seconds=after_seconds))
-        for i in mine:
-            e = self.expected[i]
-            e.status, e.attempt, e.holder = JobStatus.QUEUED, e.attempt - 1, None
-            e.due_in_hour = self.hour + wait
-        self.released.update(mine)
+    def put_back(self, worker: UUID, held: Held, how: str) -> None:
+        mine = [self.expected[c.id] for c in held.jobs if self.expected[c.id].is_held_by(worker, c)]
+        page, pages = new_id(), [new_id() for _ in held.jobs]
+        match how:
+            case "delay":
+                why = JobError(code="registry_unavailable", message="away")
+                limits = {"longest_seconds": 1.0, "give_up_seconds": 1e9}
+                assert self.call(self.ledger.delay(worker, held.jobs, why, **limits)) == set()
+            case "retry":
+                self.call(self.ledger.retry(worker, held.jobs, longest_seconds=1.0))
+            case "give back":
+                assert self.call(self.ledger.give_back(worker, held.jobs, page)) == {e.job.id for e in mine}
+            case "crash":
+                ends = self.call(self.ledger.crash(worker, held.jobs, pages, "hung"))
+                assert set(ends) == {e.job.id for e in mine}
+        for e in mine:
+            e.status, e.holder = JobStatus.QUEUED, None
+            if how in ("delay", "retry"):
+                e.due_in_hour, e.failures = self.hour + 1, e.failures + (how == "retry")
+            elif how == "give back":
+                e.page, e.due_in_hour = page, 0
+            else:
+                self.has_crashed(e, pages[[c.id for c in held.jobs].index(e.job.id)])
+
+    def has_crashed(self, e: Expected, page: UUID) -> None:
+        e.crashes += 1
+        e.status = JobStatus.DEAD if e.crashes >= e.job.max_attempts else JobStatus.QUEUED
+        e.page, e.holder, e.due_in_hour = page, None, 0
 
     # What happens to workers.
 
@@ -311,8 +339,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if e.status is JobStatus.RUNNING and self.seen_in_hour.get(e.holder) != self.hour
         ]
         for e in lost:
-            e.status = JobStatus.DEAD if e.attempt >= e.job.max_attempts else JobStatus.QUEUED
-            e.page, e.holder, e.due_in_hour = e.job.id, None, 0
+            self.has_crashed(e, e.job.id)
         assert self.call(self.ledger.rescue_crashed(STALE_SECONDS)) == {e.job.id: e.status for e in lost}
         return multiple(*(e.page for e in lost))
 
@@ -339,7 +366,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if then == "answers":
             self.outcomes_arrive(old.worker, old, [JobStatus.SUCCEEDED])
         elif then == "gives back":
-            self.give_back(old.worker, old, wait=False)
+            self.put_back(old.worker, old, "give back")
         return multiple(old, *again.values)
 
     @rule()
@@ -376,12 +403,11 @@ class LedgerMachine(RuleBasedStateMachine):
             self.row_is_as_expected(row, self.expected[row["id"]])
             self.row_came_from(self.before.get(row["id"]), row)
         self.before = {row["id"]: row for row in rows}
-        self.released.clear()
 
     def row_is_as_expected(self, row: dict[str, Any], e: Expected) -> None:
         status = JobStatus(row["status"])
-        assert (status, row["attempt"]) == (e.status, e.attempt)
-        assert row["attempt"] <= row["max_attempts"] == e.job.max_attempts
+        assert (status, row["attempt"], row["crashes"]) == (e.status, e.attempt, e.crashes)
+        assert row["crashes"] <= row["max_attempts"] == e.job.max_attempts
         assert (row["input"], row["expires_at"]) == (e.job.input.payload, e.job.expires_at)
         assert row["result"] == e.result
         assert (row["result"] is not None) == (row["result_format"] is not None) == (status is JobStatus.SUCCEEDED)
@@ -403,7 +429,7 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             was = JobStatus(before["status"])
             assert status is was or status in TRANSITIONS[was]
-            assert row["attempt"] >= before["attempt"] - (row["id"] in self.released)
+            assert row["attempt"] >= before["attempt"]
 
     def teardown(self) -> None:
         """A late answer, then all workers crash; rescue and one new worker must bring every accepted job to its end."""
@@ -425,7 +451,7 @@ class LedgerMachine(RuleBasedStateMachine):
             held = self.claim(pages[0], 0, WIDE_CAPS).values
             self.the_ledger_is_as_expected()
             self.outcomes_arrive(self.workers[1], held[0], [JobStatus.SUCCEEDED])
-            self.give_back(self.workers[1], held[0], wait=False)
+            self.put_back(self.workers[1], held[0], "give back")
             self.the_ledger_is_as_expected()
             self.outcomes_arrive(held[0].worker, held[0], [JobStatus.SUCCEEDED])
             self.the_ledger_is_as_expected()
@@ -443,7 +469,12 @@ class LedgerMachine(RuleBasedStateMachine):
         return things[n % len(things)]
 
 
-def test_every_accepted_job_ends_once_whatever_happens_in_whatever_order(database_url: str) -> None:
+def test_every_accepted_job_ends_once_whatever_happens_in_whatever_order(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every pause is half an hour.
+    monkeypatch.setattr("pyfunq.ledger._jitter", HALF_AN_HOUR.total_seconds)
+
     async def open_world(stack: AsyncExitStack, runner: asyncio.Runner) -> World:
         stage = await asyncpg.connect(database_url)
         stack.push_async_callback(stage.close)

@@ -121,7 +121,7 @@ async def test_dead_jobs_can_be_tried_again_or_deleted(
         assert await client.requeue_dead([jobs[0], new_id()]) == 1
         await eventually("it is published", lambda: redis.llen("interactive") == 1)
     again = await client.get(jobs[0])
-    assert (again.status, again.attempt, again.error, again.finished_at) == (JobStatus.QUEUED, 0, None, None)
+    assert (again.status, again.crashes, again.error, again.finished_at) == (JobStatus.QUEUED, 0, None, None)
     assert await client.purge_dead(older_than_seconds=3600) == 0
     assert await client.purge_dead() == 1
     assert [job.id for job in await client.list()] == [jobs[0].id]

@@ -276,7 +276,7 @@ async def test_with_mlflow_away_loaded_models_go_on_and_others_wait(
     assert (await run(process, "models:/iris@champion")).status is JobStatus.SUCCEEDED
     waiting = await run(process, "models:/iris@first")
     process.close()
-    assert (waiting.status, waiting.attempt) == (JobStatus.QUEUED, 0)
+    assert (waiting.status, waiting.crashes, waiting.failures) == (JobStatus.QUEUED, 0, 0)
 
 
 async def test_a_process_that_starts_before_postgres_waits_for_it(
