@@ -461,6 +461,10 @@ class Ledger:
         """Up to 1,000 pages older than this whose jobs are due; with the lane's oldest message: those without one."""
         return [r["page_id"] for r in await self._fetch("pages_without_message", str(lane), older_than)]
 
+    async def due_pages(self) -> list[UUID]:
+        """Pages with jobs that had to wait and are due now, of at most 10,000 such jobs."""
+        return [r["page_id"] for r in await self._fetch("due_pages")]
+
     async def repage(self, old: Sequence[UUID], new: Sequence[UUID]) -> list[Page]:
         """Moves the queued jobs of pages to new pages, which the caller must publish."""
         return [Page(**r) for r in await self._fetch("repage", list(old), list(new))]

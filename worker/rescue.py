@@ -33,7 +33,7 @@ def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescue
     """Safe to run in several processes at once: every step takes rows that the others skip."""
     put_back, dead = rescue_crashed(process, publisher)
     expired = process.run(process.ledger.expire())
-    pages = [page for lane in Lane for page in lost_pages(process, redis, lane)]
+    pages = [*due_pages(process), *(page for lane in Lane for page in lost_pages(process, redis, lane))]
     if pages:
         publisher.publish_now(pages)
     done = Rescued(put_back, dead, len(expired), sum(page.jobs for page in pages))
@@ -58,6 +58,12 @@ def ended_siblings(process: WorkerProcess) -> list[UUID]:
     for worker_id in ended:
         process.run(process.ledger.stop_beating(worker_id))
     return ended
+
+
+def due_pages(process: WorkerProcess) -> list[Page]:
+    """Jobs that were to wait until now, on new pages."""
+    due = process.run(process.ledger.due_pages())
+    return process.run(process.ledger.repage(due, [new_id() for _ in due])) if due else []
 
 
 def lost_pages(process: WorkerProcess, redis: Redis, lane: Lane) -> list[Page]:

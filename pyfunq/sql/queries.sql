@@ -306,6 +306,12 @@ GROUP BY page_id
 ORDER BY page_id
 LIMIT 1000
 
+-- name: due_pages
+-- Pages whose jobs had to wait and are due now; their messages were taken when they had to.
+SELECT DISTINCT page_id FROM (
+    SELECT page_id FROM job WHERE status = 'queued' AND not_before <= now() ORDER BY not_before LIMIT 10000
+) AS due
+
 -- name: repage
 -- Gives pages ($1) new ids ($2), so that a page's id stays as old as its message; returns what to publish.
 WITH moved AS (

@@ -12,5 +12,6 @@ UPDATE job SET crashes = attempt WHERE status = 'queued' AND attempt > 0;
 -- From here on `attempt` only grows: it tells the claims of a job apart.
 DROP INDEX job_queued_model;
 CREATE INDEX job_queued_model ON job (model_uri, lane, id) WHERE status = 'queued' AND crashes = 0;
+CREATE INDEX job_queued_later ON job (not_before) WHERE status = 'queued' AND not_before IS NOT NULL;
 
 ALTER TABLE resolution ADD COLUMN timeout_seconds double precision; -- null: the model's tag does not say
