@@ -122,7 +122,7 @@ async def _batch(client: AsyncClient, record: Record, rng: random.Random) -> Non
 
 
 def submit_poison(client: Client, record: Record, model: str) -> None:
-    """One job that kills its process each time; `client` must have `max_attempts` of POISON_ATTEMPTS."""
+    """One job that kills or holds up its process each time; `client` must have `max_attempts` of POISON_ATTEMPTS."""
     x = -record.tokens(1)[0]
     key = record.tried("poison", [[x]])
     try:

@@ -25,7 +25,7 @@ def answer(model: str, version: int, x: float) -> float:
 
 
 class Checkable(PythonModel):  # type: ignore[misc]
-    """`x` times 100 plus what tells the version; a negative even `x` exits the process, a negative odd one kills it."""
+    """`x` times 100 plus what tells the version; a negative `x` exits the process, kills it or hangs, by turns."""
 
     def __init__(self, plus: float, seconds: float) -> None:
         self.plus = plus
@@ -38,10 +38,12 @@ class Checkable(PythonModel):  # type: ignore[misc]
 
         time.sleep(self.seconds)
         for x in model_input["x"]:
-            if x < 0 and x % 2 == 0:
+            if x < 0 and x % 3 == 0:
                 os._exit(1)
-            if x < 0:
+            if x < 0 and x % 3 == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if x < 0:
+                time.sleep(3600)
         return model_input["x"] * 100 + self.plus
 
 

@@ -61,11 +61,13 @@ def work(process: WorkerProcess, ledger: Ledger) -> Work:
 
 
 class Moody(PythonModel):
-    """Fails on x == 13, answers too few rows on x == 14: 2x otherwise."""
+    """Fails on x == 13, answers too few rows on x == 14, finds its features away on x == 15: 2x otherwise."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         if (model_input["x"] == 13).any():
             raise ValueError(f"unlucky row {model_input['x'].tolist()}")
+        if (model_input["x"] == 15).any():
+            raise ConnectionError("features.internal")
         if (model_input["x"] == 14).any():
             return (model_input["x"] * 2).to_numpy()[:-1]
         return (model_input["x"] * 2).to_numpy()

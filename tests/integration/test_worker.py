@@ -130,9 +130,9 @@ async def test_micro_batched_jobs_have_the_answers_that_they_have_alone(
 
 
 async def test_one_bad_job_fails_alone_with_its_reason(client: AsyncClient, work: Work, moody_model: str) -> None:
-    jobs = await client.submit_many(moody_model, [split([x], columns=["x"]) for x in range(64)])
+    jobs = await client.submit_many(moody_model, [split([x], columns=["x"]) for x in range(64) if x != 15])
     await work.all()
-    for x, job in enumerate(jobs):
+    for x, job in zip((x for x in range(64) if x != 15), jobs, strict=True):
         if x == 13:
             with pytest.raises(JobFailed, match="ValueError: unlucky row") as caught:
                 await client.result(job)
@@ -183,6 +183,66 @@ async def test_an_integer_column_takes_integers_alone(
             await later.submit(counting_model, split([bad], columns=["n"]))
         with pytest.raises(InvalidInput, match=r"column '?n'?"):
             await later.submit(counting_model, pd.DataFrame({"n": [1, bad]}))
+
+
+async def test_when_what_a_model_asks_is_away_its_jobs_wait_and_then_only_those_that_need_it(
+    client: AsyncClient, work: Work, ledger: Ledger, database_url: str, moody_model: str
+) -> None:
+    import asyncpg
+
+    good, needy = await client.submit_many(moody_model, [split([x], columns=["x"]) for x in (1, 15)])
+    await work.all()
+    assert {(await client.get(job)).status for job in (good, needy)} == {JobStatus.QUEUED}
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("UPDATE job SET not_before = now()")
+    await connection.close()
+    for page in await ledger.due_pages():
+        await asyncio.to_thread(run_page, work.process, page)
+    assert await client.result(good) == [2]
+    waiting = await client.get(needy)
+    assert (waiting.status, waiting.attempt, waiting.crashes, waiting.failures) == (JobStatus.QUEUED, 2, 0, 0)
+
+
+async def test_a_job_that_waited_too_long_for_a_dependency_fails_with_its_reason(
+    client: AsyncClient, settings: Settings, moody_model: str
+) -> None:
+    process = WorkerProcess(settings.model_copy(update={"dependency_wait_seconds": 0.0, "longest_pause_seconds": 0.01}))
+    job = await client.submit(moody_model, split([15], columns=["x"]))
+    for _ in range(2):
+        await asyncio.to_thread(run_page, process, job.id)
+        await asyncio.sleep(0.02)
+    process.close()
+    with pytest.raises(JobFailed, match="what the model asks is away: ConnectionError") as caught:
+        await client.result(job)
+    assert caught.value.error_code == "model_dependency_unavailable"
+    assert "features" not in str(caught.value)
+
+
+async def test_a_models_tag_limits_its_calls_and_is_followed(
+    client: AsyncClient, work: Work, process: WorkerProcess, ledger: Ledger, servers: Any, register: RegisterModel
+) -> None:
+    import mlflow
+
+    x = pd.DataFrame({"x": [0.0, 1.0]})
+    register("limited", LinearRegression().fit(x, [0.0, 1.0]), x)
+    registry = mlflow.MlflowClient(servers.mlflow)
+    uri = "models:/limited/latest"
+
+    async def limit() -> float | None:
+        changed, same = await asyncio.to_thread(changes, process.registry, await ledger.resolutions(), False)
+        await write_changes(ledger, changed, same)
+        job = await client.submit(uri, split([3.0], columns=["x"]))
+        (claimed,) = await asyncio.to_thread(process.claim, job.id)
+        await asyncio.to_thread(run_jobs, process, [claimed])
+        return claimed.timeout_seconds
+
+    await client.submit(uri, split([3.0], columns=["x"]))
+    await work.all()
+    assert await limit() is None
+    registry.set_registered_model_tag("limited", "pyfunq.timeout", "0.1")
+    assert await limit() == 0.1
+    registry.set_registered_model_tag("limited", "pyfunq.timeout", "soon")
+    assert await limit() is None
 
 
 async def test_frames_keep_their_index_and_large_ones_become_several_jobs(
