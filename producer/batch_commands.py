@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
+from producer.options import JsonFlag, RetriesOption, TimeLimitOption
 from producer.output import progress, say, show_json, show_table
 from pyfunq import errors
 from pyfunq.client import Client
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Backlogs: many rows from a file, as jobs of some thousand rows each.")
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")]
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
 
 
@@ -30,6 +30,8 @@ def submit(
     file: Annotated[Path, typer.Argument(help="A .parquet, .csv or .jsonl file.")],
     chunk_rows: Annotated[int | None, typer.Option(min=1, help="Rows a job.")] = None,
     lane: Annotated[Lane, typer.Option(help="The queue that its jobs wait in.")] = Lane.BULK,
+    time_limit: TimeLimitOption = None,
+    retries: RetriesOption = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until all of it is final.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Wait, and write the predictions here.")] = None,
     as_json: JsonFlag = False,
@@ -39,7 +41,15 @@ def submit(
         _writer_for(output)
     with Client(load_settings()) as client:
         with progress("submitted", None, "rows") as advance:
-            batch = client.submit_batch(model, file, chunk_rows=chunk_rows, lane=lane, on_progress=advance)
+            batch = client.submit_batch(
+                model,
+                file,
+                chunk_rows=chunk_rows,
+                lane=lane,
+                timeout=time_limit,
+                retries=retries,
+                on_progress=advance,
+            )
         if not wait and output is None:
             show_json(batch) if as_json else print(batch.id)
             return

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from producer import batch_commands, dead_commands, model_commands
+from producer.options import JsonFlag, RetriesOption, TimeLimitOption
 from producer.output import say, show_json, show_table
 from producer.programs import (
     LANES,
@@ -43,16 +44,17 @@ _EXIT_CODES: tuple[tuple[type[errors.PyFunQError], int], ...] = (
     (errors.UnknownBatch, 4),
     (errors.ModelNotFound, 4),
     (errors.InvalidInput, 2),
+    (errors.IdempotencyConflict, 2),
     (errors.InvalidModelURI, 2),
     (errors.ModelNotAllowed, 2),
     (errors.FileUnreadable, 2),
     (errors.NotConfigured, 5),
+    (errors.BacklogFull, 5),
     (errors.LedgerUnavailable, 5),
     (errors.QueueUnavailable, 5),
     (errors.RegistryUnavailable, 5),
 )
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")]
 TimeoutOption = Annotated[float | None, typer.Option(help="Seconds to wait; without it, as long as it takes.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 
@@ -97,6 +99,11 @@ def submit(
     ],
     lane: Annotated[Lane, typer.Option(help="The queue that it waits in.")] = Lane.INTERACTIVE,
     expires_in: Annotated[float | None, typer.Option(help="Seconds after which it need not be predicted.")] = None,
+    time_limit: TimeLimitOption = None,
+    retries: RetriesOption = 0,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Submitting the same under the same key again is the same job.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait, and print the predictions.")] = False,
     timeout: TimeoutOption = None,
     as_json: JsonFlag = False,
@@ -105,7 +112,15 @@ def submit(
     settings = load_settings()
     parsed = parse_json_input(_read(inputs, settings.max_input_bytes), max_bytes=settings.max_input_bytes)
     with Client(settings) as client:
-        job = client.submit(model, parsed, lane=lane, expires_in=expires_in)
+        job = client.submit(
+            model,
+            parsed,
+            lane=lane,
+            expires_in=expires_in,
+            timeout=time_limit,
+            retries=retries,
+            idempotency_key=idempotency_key,
+        )
         if not wait:
             show_json(job) if as_json else print(job.id)
             return
@@ -141,10 +156,14 @@ def result(job: JobArgument, timeout: TimeoutOption = None, as_json: JsonFlag = 
 
 
 @app.command()
-def cancel(job: JobArgument, as_json: JsonFlag = False) -> None:
+def cancel(
+    job: JobArgument,
+    terminate: Annotated[bool, typer.Option("--terminate", help="Stop its call, if it is being predicted.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Withdraw a job that is not final."""
     with Client(load_settings()) as client:
-        _show_job(client.cancel(job), as_json)
+        _show_job(client.cancel(job, terminate=terminate), as_json)
 
 
 @app.command("list")

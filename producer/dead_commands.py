@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from producer.options import JsonFlag
 from producer.output import say, show_json, show_table
 from pyfunq.client import Client
 from pyfunq.environment import load_settings
@@ -11,8 +12,6 @@ from pyfunq.errors import InvalidInput
 from pyfunq.job import JobStatus
 
 app = typer.Typer(no_args_is_help=True, help="Dead jobs: those that took their workers down too often.")
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")]
 
 
 @app.command("list")

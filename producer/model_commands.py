@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from producer.options import JsonFlag
 from producer.output import say, show_json, show_table
 from pyfunq import errors
 from pyfunq.environment import load_settings
@@ -16,7 +17,6 @@ from pyfunq.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="The models of the MLflow registry.")
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")]
 NameArgument = Annotated[str, typer.Argument(help="A registered model's name.")]
 
 _STAGES = ("Staging", "Production", "Archived", "None")

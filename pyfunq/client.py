@@ -5,12 +5,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 
+from pyfunq.admission import Admission
 from pyfunq.errors import (
     InvalidInput,
     PyFunQError,
@@ -22,6 +23,7 @@ from pyfunq.ids import id_time, new_id
 from pyfunq.inputs import EncodedInput, encode_input
 from pyfunq.job import Batch, Job, JobError, JobStatus, Lane
 from pyfunq.ledger import Ledger, NewJob
+from pyfunq.limits import JobLimits
 from pyfunq.migrate import require_current
 from pyfunq.model_uri import check_allowed, parse_model_uri
 from pyfunq.outcomes import BatchPart, batch_part, decoded
@@ -67,8 +69,12 @@ class AsyncClient:
             self._ledger = await opened.enter_async_context(Ledger.open(self._settings.database))
             publisher = Publisher(make_app(self._settings))
             opened.callback(publisher.close)
-            self._submitter = Submitter(self._ledger, publisher)
+            self._submitter = Submitter(self._ledger, publisher, keys_last_seconds=self._settings.idempotency_seconds)
             opened.push_async_callback(self._submitter.close)
+            self._admission = Admission(
+                lambda lane, at_most: self._ledger.count_queued(lane, at_most=at_most), self._settings.max_queued_jobs
+            )
+            opened.push_async_callback(self._admission.close)
             self._finished = FinishedJobs(self._ledger, self._settings.redis)
             opened.push_async_callback(self._finished.close)
             self._stack = opened.pop_all()
@@ -85,14 +91,24 @@ class AsyncClient:
         params: Mapping[str, Any] | None = None,
         lane: Lane | str = Lane.INTERACTIVE,
         expires_in: float | timedelta | None = None,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109
+        retries: int = 0,
+        idempotency_key: str | None = None,
     ) -> Job:
         """Accepts one job: when this returns, it is committed.
 
         `inputs`: a mapping with one of MLflow's `dataframe_split`, `dataframe_records`, `instances` or `inputs`, a
-        DataFrame or an Arrow table. `expires_in`: seconds after which it is no longer worth predicting. Raises
-        InvalidModelURI, ModelNotAllowed, InvalidInput, InputTooLarge or LedgerUnavailable, and has accepted nothing.
+        DataFrame or an Arrow table. `expires_in`: seconds after which it is no longer worth predicting. `timeout`:
+        seconds that predicting it may take. `retries`: how often it is tried again when it fails. With
+        `idempotency_key` (1 to 255 characters) the same request returns the same job, as it is now. Raises
+        InvalidModelURI, ModelNotAllowed, InvalidInput, InputTooLarge, IdempotencyConflict, BacklogFull or
+        LedgerUnavailable, and has accepted nothing; or AcceptanceUnknown.
         """
-        return (await self.submit_many(model, [inputs], params=params, lane=lane, expires_in=expires_in))[0]
+        limits = JobLimits.of(expires_in, timeout, retries, idempotency_key)
+        (new,) = await self._new_jobs(model, [inputs], params, lane, limits)
+        await self._admission.admit(new.lane, 1)
+        others = await self._submitter.submit([new])
+        return await self._ledger.get(others[new.id]) if others else _as_job(new)
 
     async def submit_many(
         self,
@@ -102,25 +118,40 @@ class AsyncClient:
         params: Mapping[str, Any] | None = None,
         lane: Lane | str = Lane.INTERACTIVE,
         expires_in: float | timedelta | None = None,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109
+        retries: int = 0,
     ) -> Jobs:
         """Accepts one job for each of the inputs, all or none; see `submit`."""
+        new = await self._new_jobs(model, inputs, params, lane, JobLimits.of(expires_in, timeout, retries))
+        if new:
+            await self._admission.admit(new[0].lane, len(new))
+            await self._submitter.submit(new)
+        return [_as_job(job) for job in new]
+
+    async def _new_jobs(
+        self,
+        model: str,
+        inputs: Iterable[Any],
+        params: Mapping[str, Any] | None,
+        lane: Lane | str,
+        limits: JobLimits,
+    ) -> Sequence[NewJob]:
         model_uri, signature = await self._model(model)
         encoded = self._encode_all(inputs, params, signature)
-        expires_at = _deadline(expires_in)
-        new = [
+        return [
             NewJob(
                 id=new_id(),
                 model_uri=model_uri,
                 input=one,
                 lane=_lane(lane),
                 max_attempts=self._settings.max_attempts,
-                expires_at=expires_at,
+                expires_at=limits.expires_at,
+                timeout_seconds=limits.timeout_seconds,
+                retries=limits.retries,
+                idempotency_key=limits.idempotency_key,
             )
             for one in encoded
         ]
-        if new:
-            await self._submitter.submit(new)
-        return [_as_job(job) for job in new]
 
     async def submit_batch(
         self,
@@ -130,24 +161,28 @@ class AsyncClient:
         params: Mapping[str, Any] | None = None,
         chunk_rows: int | None = None,
         lane: Lane | str = Lane.BULK,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109
+        retries: int = 0,
         on_progress: Callable[[int], None] | None = None,
     ) -> Batch:
         """Accepts a backlog as jobs of `chunk_rows` rows each; returns when the last one is committed.
 
         `source`: the path of a Parquet, CSV or JSON Lines file, a DataFrame, or an iterable of DataFrames (read in a
         thread, a chunk at a time, so it may block). A file is checked whole before anything is accepted; when an
-        iterable fails on the way, the jobs that still wait are cancelled and its error is raised. `on_progress` is
-        called with the number of rows committed so far.
+        iterable fails on the way, the jobs that still wait are cancelled and its error is raised. `timeout` and
+        `retries` are each job's, see `submit`. `on_progress` is called with the number of rows committed so far.
+        Where the lane holds as many jobs as it may, this waits until there is room.
         """
         from pyfunq.backlog import open_backlog
 
+        limits = JobLimits.of(None, timeout, retries)
         model_uri, signature = await self._model(model)
         backlog = await asyncio.to_thread(open_backlog, source, signature=signature)
         chunks = backlog.chunks(chunk_rows or self._settings.chunk_rows, self._settings.max_input_bytes, params)
         batch_id = new_id()
         await self._ledger.open_batch(batch_id, model_uri, _describe(source))
         try:
-            await self._submit_chunks(batch_id, model_uri, _lane(lane), chunks, on_progress)
+            await self._submit_chunks(batch_id, model_uri, _lane(lane), chunks, limits, on_progress)
         except BaseException as exc:
             error = JobError(code=getattr(exc, "code", "interrupted"), message=f"submitting stopped: {_said(exc)}")
             await asyncio.shield(self._ledger.fail_batch(batch_id, error))
@@ -217,10 +252,13 @@ class AsyncClient:
         starts = range(0, len(df), rows)
         return pd.concat([with_index(p, df.index[i : i + rows]) for i, p in zip(starts, parts, strict=True)])
 
-    async def cancel(self, job: Job | UUID | str) -> Job:
-        """Withdraws the job: it is not predicted, or what is being predicted is not kept. A final job stays so."""
+    async def cancel(self, job: Job | UUID | str, *, terminate: bool = False) -> Job:
+        """Withdraws the job: it is not predicted, or what is being predicted is not kept. A final job stays so.
+
+        `terminate`: a call that predicts it now is stopped, within about two seconds.
+        """
         job_id = _job_id(job)
-        await self._ledger.cancel([job_id])
+        await self._ledger.cancel([job_id], terminate=terminate)
         return await self._ledger.get(job_id)
 
     async def requeue_dead(self, jobs: Iterable[Job | UUID | str]) -> int:
@@ -304,6 +342,7 @@ class AsyncClient:
         model_uri: str,
         lane: Lane,
         chunks: Iterator[EncodedInput],
+        limits: JobLimits,
         on_progress: Callable[[int], None] | None,
     ) -> None:
         committed = 0
@@ -312,6 +351,7 @@ class AsyncClient:
         async def commit(job: NewJob) -> None:
             nonlocal committed
             try:
+                await self._admission.admit_when_there_is_room(job.lane, 1)
                 await self._submitter.submit([job])
             finally:
                 room.release()
@@ -333,6 +373,8 @@ class AsyncClient:
                         input=chunk,
                         lane=lane,
                         max_attempts=self._settings.max_attempts,
+                        timeout_seconds=limits.timeout_seconds,
+                        retries=limits.retries,
                         batch_id=batch_id,
                         batch_index=index,
                     )
@@ -446,15 +488,6 @@ def _lane(lane: Lane | str) -> Lane:
         raise InvalidInput(f"lane is one of {', '.join(Lane)}", field="lane") from None
 
 
-def _deadline(expires_in: float | timedelta | None) -> datetime | None:
-    if expires_in is None:
-        return None
-    seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
-    if not 0 < seconds < 10 * 365 * 86400:
-        raise InvalidInput("expires_in is a positive number of seconds", field="expires_in")
-    return datetime.now(UTC) + timedelta(seconds=seconds)
-
-
 def _as_job(job: NewJob) -> Job:
     return Job(
         id=job.id,
@@ -466,6 +499,8 @@ def _as_job(job: NewJob) -> Job:
         max_attempts=job.max_attempts,
         created_at=id_time(job.id),
         expires_at=job.expires_at,
+        timeout_seconds=job.timeout_seconds,
+        retries=job.retries,
         batch_id=job.batch_id,
     )
 

@@ -58,6 +58,13 @@ class ModelNotAllowed(PyFunQError):
     fault = "caller"
 
 
+class IdempotencyConflict(PyFunQError):
+    """This idempotency key stands for another request."""
+
+    code = "idempotency_conflict"
+    fault = "caller"
+
+
 class UnknownJob(PyFunQError):
     """There is no such job."""
 
@@ -177,8 +184,23 @@ class LedgerUnavailable(PyFunQError):
     retryable = True
 
 
+class BacklogFull(PyFunQError):
+    """The lane holds as many queued jobs as it may (PYFUNQ_MAX_QUEUED_JOBS)."""
+
+    code = "backlog_full"
+    fault = "dependency"
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: float = 5.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class AcceptanceUnknown(LedgerUnavailable):
-    """Postgres went away during the commit and did not come back: the jobs may have been accepted, all or none."""
+    """Postgres went away during the commit and did not come back: the jobs may have been accepted, all or none.
+
+    A submit with an idempotency key can simply be repeated.
+    """
 
     code = "acceptance_unknown"
     retryable = False

@@ -1,6 +1,7 @@
 """The ledger: the Postgres tables that are the only truth about a job, spoken to through asyncpg."""
 
 import asyncio
+import hashlib
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -35,6 +36,18 @@ class NewJob:
     expires_at: datetime | None = None
     batch_id: UUID | None = None
     batch_index: int | None = None
+    timeout_seconds: float | None = None
+    retries: int = 0
+    idempotency_key: str | None = None
+
+    def digest(self) -> bytes:
+        """What must be equal for two submits to be the same request."""
+        parts = (self.model_uri, str(self.lane), self.input.format)
+        content = (*(part.encode() for part in parts), self.input.payload, self.input.params or b"")
+        digest = hashlib.sha256()
+        for part in content:
+            digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +142,10 @@ class StoredResult:
     error: JobError | None
 
 
+Keys = dict[str, tuple[bytes, UUID]]
+"""What idempotency keys stand for: the request's digest, and the job."""
+
+
 @contextmanager
 def ledger_errors() -> Iterator[None]:
     """Turns what asyncpg raises when Postgres is away, or its tables are old, into PyFunQ's errors."""
@@ -193,16 +210,48 @@ class Ledger:
 
     # Submitting.
 
-    async def submit(self, jobs: Sequence[tuple[UUID, NewJob]]) -> None:
-        """Accepts (page id, job) pairs, all or none, in one transaction."""
-        rows = [
-            (
-                *(j.id, page, j.batch_id, j.batch_index, str(j.lane), j.model_uri, j.input.rows),
-                *(j.max_attempts, j.expires_at, j.input.format, j.input.payload, j.input.params),
-            )
-            for page, j in jobs
-        ]
-        await self._execute("submit", *(list(column) for column in zip(*rows, strict=True)))
+    async def submit(
+        self, jobs: Sequence[tuple[UUID, NewJob]], *, keys_last_seconds: float = 86_400.0
+    ) -> dict[UUID, UUID | None]:
+        """Accepts (page id, job) pairs, all or none, in one transaction.
+
+        Returns those that were not needed, because their idempotency key stands for another job already: that job's id,
+        or None where it is of another request.
+        """
+        if not any(job.idempotency_key for _, job in jobs):
+            await self._execute("submit", *_columns(jobs))
+            return {}
+        with ledger_errors():
+            async with self._pool.acquire() as connection, connection.transaction():
+                others = not_needed(jobs, await self._take_keys(connection, jobs, keys_last_seconds))
+                new = [(page, job) for page, job in jobs if job.id not in others]
+                if new:
+                    await connection.execute(self._sql["submit"], *_columns(new))
+        return others
+
+    async def _take_keys(self, connection: Any, jobs: Sequence[tuple[UUID, NewJob]], last_seconds: float) -> Keys:
+        """Each key's job: of these jobs the first, or one that was accepted before."""
+        first = {job.idempotency_key: job for _, job in reversed(jobs) if job.idempotency_key}
+        keys = sorted(first)  # one order everywhere, so that two transactions never wait for each other
+        wanted = [first[key] for key in keys]
+        await connection.execute(
+            self._sql["take_keys"], keys, [job.digest() for job in wanted], [job.id for job in wanted], last_seconds
+        )
+        # A statement of its own: it sees what a concurrent transaction, for which the first one waited, committed.
+        return _keys(await connection.fetch(self._sql["read_keys"], keys))
+
+    async def keys(self, keys: Sequence[str]) -> Keys:
+        """What those of the idempotency keys stand for that stand for anything."""
+        return _keys(await self._fetch("read_keys", list(keys)))
+
+    async def drop_old_keys(self, *, older_than_seconds: float) -> None:
+        """Forgets idempotency keys, 10,000 at most."""
+        await self._execute("drop_old_keys", older_than_seconds)
+
+    async def count_queued(self, lane: Lane, *, at_most: int) -> int:
+        """Queued jobs of a lane; counting ends at `at_most`."""
+        row = await self._fetchrow("count_queued", str(lane), at_most)
+        return int(row["count"]) if row else 0
 
     async def open_batch(self, batch_id: UUID, model_uri: str, source: str) -> None:
         await self._execute("open_batch", batch_id, model_uri, source)
@@ -215,9 +264,9 @@ class Ledger:
         await self._execute("fail_batch", batch_id, error.code, error.message)
         await self._execute("cancel_batch", batch_id)
 
-    async def cancel(self, ids: Sequence[UUID]) -> list[UUID]:
-        """Cancels what is not final; returns the ids of what was."""
-        return [r["id"] for r in await self._fetch("cancel", list(ids))]
+    async def cancel(self, ids: Sequence[UUID], *, terminate: bool = False) -> list[UUID]:
+        """Cancels what is not final; returns the ids of what was. `terminate`: workers are to stop the jobs' calls."""
+        return [r["id"] for r in await self._fetch("cancel", list(ids), terminate)]
 
     async def requeue_dead(self, ids: Sequence[UUID], pages: Sequence[UUID]) -> list[Page]:
         """Puts dead jobs back with all their attempts; returns the pages that the caller must publish."""
@@ -475,6 +524,32 @@ async def _close(pool: asyncpg.Pool) -> None:
         await asyncio.wait_for(pool.close(), timeout=5)
     except TimeoutError:
         pool.terminate()
+
+
+def not_needed(jobs: Sequence[tuple[UUID, NewJob]], keys: Keys) -> dict[UUID, UUID | None]:
+    """Jobs whose key stands for another: for that one's id, or for None where it is of another request."""
+    others: dict[UUID, UUID | None] = {}
+    for _, job in jobs:
+        if job.idempotency_key:
+            digest, owner = keys[job.idempotency_key]
+            if owner != job.id:
+                others[job.id] = owner if digest == job.digest() else None
+    return others
+
+
+def _keys(rows: Sequence[asyncpg.Record]) -> Keys:
+    return {row["key"]: (row["digest"], row["job_id"]) for row in rows}
+
+
+def _columns(jobs: Sequence[tuple[UUID, NewJob]]) -> list[list[Any]]:
+    rows = (
+        (
+            *(j.id, page, j.batch_id, j.batch_index, str(j.lane), j.model_uri, j.input.rows, j.max_attempts),
+            *(j.retries, j.timeout_seconds, j.expires_at, j.input.format, j.input.payload, j.input.params),
+        )
+        for page, j in jobs
+    )
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _fence(jobs: Sequence[ClaimedJob]) -> tuple[list[UUID], list[int]]:

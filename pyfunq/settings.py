@@ -33,8 +33,12 @@ class Settings(BaseSettings):
     """The largest encoded input of one job."""
     chunk_rows: int = Field(default=10_000, gt=0)
     """Rows per job of a batch, fewer where they would exceed max_input_bytes."""
+    max_queued_jobs: int = Field(default=1_000_000, gt=0)
+    """Queued jobs a lane; beyond that submits are refused for a while."""
+    idempotency_seconds: float = Field(default=86_400.0, gt=0)
+    """How long an idempotency key stands for its job."""
     max_attempts: int = Field(default=3, gt=0, le=100)
-    """How often a job may be taken before it is `dead`."""
+    """How many worker processes a job may cost before it is `dead`."""
 
     batch_max_rows: int = Field(default=10_000, gt=0)
     """A micro-batch ends with the job that reaches this many rows."""

@@ -2,15 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from uuid import UUID
 
 import asyncpg
 
-from pyfunq.errors import AcceptanceUnknown, LedgerUnavailable, QueueUnavailable
+from pyfunq.errors import AcceptanceUnknown, IdempotencyConflict, LedgerUnavailable, QueueUnavailable
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
-from pyfunq.ledger import Ledger, NewJob, Page
+from pyfunq.ledger import Ledger, NewJob, Page, not_needed
 from pyfunq.queue import Publisher
 
 log = logging.getLogger(__name__)
@@ -28,26 +30,35 @@ _NEVER_SENT = (
 )
 
 
+_Group = tuple[Sequence[NewJob], asyncio.Future[dict[UUID, UUID]]]
+"""What one caller submits, and what it waits for."""
+
+
 class Submitter:
     """Gathers jobs while a flush is under way and commits them with the next; then publishes their pages.
 
     A job is accepted when its transaction is committed. Publishing comes after: when it fails, rescue does it.
     """
 
-    def __init__(self, ledger: Ledger, publisher: Publisher) -> None:
+    def __init__(self, ledger: Ledger, publisher: Publisher, *, keys_last_seconds: float = 86_400.0) -> None:
         self._ledger = ledger
         self._publisher = publisher
-        self._waiting: list[tuple[Sequence[NewJob], asyncio.Future[None]]] = []
+        self._keys_last_seconds = keys_last_seconds
+        self._waiting: list[_Group] = []
         self._flushing: asyncio.Task[None] | None = None
         self._publishing: set[asyncio.Task[None]] = set()
 
-    async def submit(self, jobs: Sequence[NewJob]) -> None:
-        """Returns when all the jobs are committed; raises LedgerUnavailable when none is."""
-        committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def submit(self, jobs: Sequence[NewJob]) -> dict[UUID, UUID]:
+        """Returns when all the jobs are committed; raises LedgerUnavailable when none is.
+
+        The result names, for each job whose idempotency key stood for the same request already, the job that it stands
+        for. Raises IdempotencyConflict when a key stands for another request.
+        """
+        committed: asyncio.Future[dict[UUID, UUID]] = asyncio.get_running_loop().create_future()
         self._waiting.append((jobs, committed))
         if self._flushing is None:
             self._flushing = asyncio.create_task(self._flush_all())
-        await committed
+        return await committed
 
     async def close(self) -> None:
         """Waits until what was submitted is committed and its messages are sent (or given up)."""
@@ -63,7 +74,7 @@ class Submitter:
         finally:
             self._flushing = None
 
-    def _take(self) -> list[tuple[Sequence[NewJob], asyncio.Future[None]]]:
+    def _take(self) -> list[_Group]:
         jobs = size = n = 0
         for group, _ in self._waiting:
             n += 1
@@ -74,40 +85,51 @@ class Submitter:
         taken, self._waiting = self._waiting[:n], self._waiting[n:]
         return taken
 
-    async def _flush(self, groups: list[tuple[Sequence[NewJob], asyncio.Future[None]]]) -> None:
+    async def _flush(self, groups: list[_Group]) -> None:
         placed, pages = paginate([job for group, _ in groups for job in group])
         try:
-            await self._commit(placed)
+            others = await self._commit(placed)
         except Exception as exc:  # it belongs to those who wait, whatever it is
             for _, committed in groups:
                 if not committed.done():
                     committed.set_exception(exc)
             return
         reach(FaultPoint.BEFORE_PUBLISH)
-        for _, committed in groups:
+        for jobs, committed in groups:
             if not committed.done():
-                committed.set_result(None)
+                _tell(jobs, others, committed)
+        if others:
+            pages = _without(pages, placed, others)
         task = asyncio.create_task(self.publish(pages))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
 
-    async def _commit(self, placed: Sequence[tuple[UUID, NewJob]]) -> None:
+    async def _commit(self, placed: Sequence[tuple[UUID, NewJob]]) -> dict[UUID, UUID | None]:
         """Raises LedgerUnavailable when surely nothing was committed, AcceptanceUnknown when nobody can say."""
         reach(FaultPoint.BEFORE_COMMIT)
         try:
-            await self._ledger.submit(placed)
+            return await self._ledger.submit(placed, keys_last_seconds=self._keys_last_seconds)
         except LedgerUnavailable as exc:
-            if isinstance(exc.__cause__, _NEVER_SENT) or not await self._was_committed(placed[0][1].id):
+            if isinstance(exc.__cause__, _NEVER_SENT):
                 raise
+            others = await self._ask_after(placed)
+            if others is None:
+                raise
+            return others
 
-    async def _was_committed(self, job_id: UUID) -> bool:
-        """Asks after a connection that broke during a commit, which is of all the jobs or none."""
+    async def _ask_after(self, placed: Sequence[tuple[UUID, NewJob]]) -> dict[UUID, UUID | None] | None:
+        """What became of a commit during which the connection broke, and which is of all the jobs or none (None)."""
+        plain = [job.id for _, job in placed if not job.idempotency_key]
+        keyed = {job.idempotency_key: job.id for _, job in placed if job.idempotency_key}
         for pause in _ASK_AGAIN_SECONDS:
             await asyncio.sleep(pause)
             try:
-                return bool(await self._ledger.get_many([job_id]))
+                keys = await self._ledger.keys(list(keyed)) if keyed else {}
+                found = await self._ledger.get_many(plain[:1])
             except LedgerUnavailable:
                 continue
+            # Where all of it was submitted before, by key, whether it was committed again makes no difference.
+            return not_needed(placed, keys) if found or (not plain and len(keys) == len(keyed)) else None
         raise AcceptanceUnknown
 
     async def publish(self, pages: Sequence[Page]) -> None:
@@ -139,3 +161,21 @@ def paginate(jobs: Sequence[NewJob]) -> tuple[list[tuple[UUID, NewJob]], list[Pa
         placed.extend((page_id, job) for job in group)
         pages.append(Page(id=page_id, model_uri=group[0].model_uri, lane=str(group[0].lane), jobs=len(group)))
     return placed, pages
+
+
+def _tell(
+    jobs: Sequence[NewJob], others: Mapping[UUID, UUID | None], committed: asyncio.Future[dict[UUID, UUID]]
+) -> None:
+    mine = {job.id: others[job.id] for job in jobs if job.id in others}
+    if None in mine.values():
+        committed.set_exception(IdempotencyConflict())
+    else:
+        committed.set_result({job_id: other for job_id, other in mine.items() if other is not None})
+
+
+def _without(
+    pages: Sequence[Page], placed: Sequence[tuple[UUID, NewJob]], others: Mapping[UUID, UUID | None]
+) -> list[Page]:
+    """The pages with the number of their jobs that were committed; those of none are left out."""
+    jobs = Counter(page_id for page_id, job in placed if job.id not in others)
+    return [replace(page, jobs=jobs[page.id]) for page in pages if jobs[page.id]]

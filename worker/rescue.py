@@ -33,6 +33,7 @@ def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescue
     """Safe to run in several processes at once: every step takes rows that the others skip."""
     put_back, dead = rescue_crashed(process, publisher)
     expired = process.run(process.ledger.expire())
+    process.run(process.ledger.drop_old_keys(older_than_seconds=process.settings.idempotency_seconds))
     pages = [*due_pages(process), *(page for lane in Lane for page in lost_pages(process, redis, lane))]
     if pages:
         publisher.publish_now(pages)

@@ -1,9 +1,31 @@
 -- name: submit
 -- Accepts jobs: they are the ledger's from this statement's commit on.
-INSERT INTO job (id, page_id, batch_id, batch_index, lane, model_uri, rows, max_attempts, expires_at,
-                 input_format, input, params)
+INSERT INTO job (id, page_id, batch_id, batch_index, lane, model_uri, rows, max_attempts, retries, timeout_seconds,
+                 expires_at, input_format, input, params)
 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::text[], $7::integer[],
-                     $8::smallint[], $9::timestamptz[], $10::text[], $11::bytea[], $12::bytea[])
+                     $8::smallint[], $9::smallint[], $10::double precision[],
+                     $11::timestamptz[], $12::text[], $13::bytea[], $14::bytea[])
+
+-- name: take_keys
+-- Makes idempotency keys ($1, each once) stand for new jobs, unless they stand for others and are younger than $4 seconds.
+INSERT INTO idempotency (key, digest, job_id)
+SELECT * FROM unnest($1::text[], $2::bytea[], $3::uuid[]) AS wanted (key, digest, job_id) ORDER BY key
+ON CONFLICT (key) DO UPDATE SET digest = EXCLUDED.digest, job_id = EXCLUDED.job_id, created_at = now()
+WHERE idempotency.created_at <= now() - make_interval(secs => $4)
+
+-- name: read_keys
+-- What idempotency keys stand for; after `take_keys`, whoever took them.
+SELECT key, digest, job_id FROM idempotency WHERE key = ANY ($1::text[])
+
+-- name: drop_old_keys
+-- Forgets idempotency keys older than $1 seconds.
+DELETE FROM idempotency
+WHERE key = ANY (ARRAY(SELECT key FROM idempotency WHERE created_at <= now() - make_interval(secs => $1)
+                       ORDER BY created_at LIMIT 10000))
+
+-- name: count_queued
+-- Queued jobs of a lane ($1), of which no more than $2 are counted.
+SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND lane = $1 LIMIT $2) AS counted
 
 -- name: claim
 -- Takes a page's queued jobs ($1) for a worker process ($2) and, where the caps ($3 jobs, $4 rows, $5 bytes) leave
@@ -150,8 +172,8 @@ RETURNING job.id, job.page_id, job.status
 SELECT id FROM job WHERE id = ANY ($1::uuid[]) AND status = 'cancelled' AND terminate
 
 -- name: cancel
--- Withdraws jobs that are not final; a result that arrives later finds no running job.
-UPDATE job SET status = 'cancelled', finished_at = now()
+-- Withdraws jobs that are not final; a result that arrives later finds no running job. $2: stop their calls as well.
+UPDATE job SET status = 'cancelled', finished_at = now(), terminate = $2 AND status = 'running'
 WHERE id = ANY ($1::uuid[]) AND status IN ('queued', 'running')
 RETURNING id
 
@@ -165,11 +187,16 @@ WHERE job.id = d.id AND job.status = 'dead'
 RETURNING job.page_id AS id, job.model_uri, job.lane, 1 AS jobs
 
 -- name: purge_dead
--- Deletes dead jobs that ended more than $1 seconds ago.
-DELETE FROM job
-WHERE id = ANY (ARRAY(SELECT id FROM job WHERE status = 'dead' AND finished_at <= now() - make_interval(secs => $1)
-                      LIMIT 10000))
-RETURNING id
+-- Deletes dead jobs that ended more than $1 seconds ago, and frees their idempotency keys.
+WITH gone AS (
+    DELETE FROM job
+    WHERE id = ANY (ARRAY(SELECT id FROM job WHERE status = 'dead' AND finished_at <= now() - make_interval(secs => $1)
+                          LIMIT 10000))
+    RETURNING id
+), freed AS (
+    DELETE FROM idempotency WHERE job_id = ANY (ARRAY(SELECT id FROM gone))
+)
+SELECT id FROM gone
 
 -- name: cancel_batch
 -- Withdraws a batch's jobs that are not final.

@@ -27,6 +27,7 @@ from tests.chaos.verdict import Blow
 PERIOD_SECONDS = 1.0
 SNAPSHOT_EVERY = 5
 STOPPED_AT_ONCE = 2
+MLFLOW_AWAY_SECONDS = 20.0
 _BUSY_TRIES = 10
 
 
@@ -265,7 +266,7 @@ def _stop_mlflow(attack: Attack) -> bool:
 
     def act() -> None:
         component.running.stop()
-        attack.pause(5.0)
+        attack.pause(MLFLOW_AWAY_SECONDS)
         component.begin()
 
     return attack.holding(component, act)
@@ -354,7 +355,7 @@ FAULTS = (
     Fault("Redis flushed", 2, _flush_redis),
     Fault("Redis put back to an older state", 1, _restore_redis),
     Fault("Postgres restarted, immediate", 3, _restart_postgres),
-    Fault("MLflow stopped for 5 s", 1, _stop_mlflow),
+    Fault(f"MLflow stopped for {MLFLOW_AWAY_SECONDS:g} s", 1, _stop_mlflow),
     Fault("promotion", 4, _promote),
     Fault("poison job", 3, _poison),
 )

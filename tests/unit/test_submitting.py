@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from pyfunq.errors import AcceptanceUnknown, LedgerUnavailable, QueueUnavailable
+from pyfunq.errors import AcceptanceUnknown, IdempotencyConflict, LedgerUnavailable, QueueUnavailable
 from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput
 from pyfunq.job import Lane
@@ -14,9 +14,19 @@ from pyfunq.ledger import NewJob, Page
 from pyfunq.submitting import Submitter, paginate
 
 
-def job(model_uri: str = "models:/a/1", lane: Lane = Lane.BULK, batch: UUID | None = None) -> NewJob:
+def job(
+    model_uri: str = "models:/a/1", lane: Lane = Lane.BULK, batch: UUID | None = None, key: str | None = None
+) -> NewJob:
     encoded = EncodedInput(format="split", payload=b"{}", params=None, rows=1)
-    return NewJob(id=new_id(), model_uri=model_uri, input=encoded, lane=lane, max_attempts=3, batch_id=batch)
+    return NewJob(
+        id=new_id(),
+        model_uri=model_uri,
+        input=encoded,
+        lane=lane,
+        max_attempts=3,
+        batch_id=batch,
+        idempotency_key=key,
+    )
 
 
 def test_jobs_of_a_model_and_lane_share_a_page() -> None:
@@ -54,13 +64,24 @@ class Recorder:
         self.failure: Exception | None = None
         self.kept: set[UUID] = set()
         self.away = False
+        self.taken: dict[str | None, UUID | None] = {}
+        self.known: dict[str, tuple[bytes, UUID]] = {}
 
-    async def submit(self, placed: Sequence[tuple[UUID, NewJob]]) -> None:
+    async def submit(
+        self, placed: Sequence[tuple[UUID, NewJob]], *, keys_last_seconds: float
+    ) -> dict[UUID, UUID | None]:
         self.flushes.append(len(placed))
         await self.open.wait()
         if self.failure:
             raise self.failure
-        self.kept |= {job.id for _, job in placed}
+        others = {job.id: self.taken[job.idempotency_key] for _, job in placed if job.idempotency_key in self.taken}
+        self.kept |= {job.id for _, job in placed if job.id not in others}
+        return others
+
+    async def keys(self, keys: Sequence[str]) -> dict[str, tuple[bytes, UUID]]:
+        if self.away:
+            raise LedgerUnavailable
+        return {key: self.known[key] for key in keys if key in self.known}
 
     async def get_many(self, ids: Sequence[UUID]) -> list[UUID]:
         if self.away:
@@ -119,3 +140,41 @@ async def test_a_failed_commit_is_told_to_all_who_wait_for_it_and_to_nobody_late
     recorder.failure = LedgerUnavailable()
     with pytest.raises(LedgerUnavailable):
         await submitter.submit([job()])
+
+
+async def test_a_conflict_belongs_to_its_own_caller_and_a_page_without_jobs_is_not_published() -> None:
+    recorder = Recorder()
+    submitter = Submitter(recorder, recorder)  # type: ignore[arg-type]
+    there = new_id()
+    recorder.taken = {"same": there, "other": None}
+    first = asyncio.create_task(submitter.submit([job()]))
+    await asyncio.sleep(0)
+    plain, same, other = job(), job("models:/b/1", key="same"), job("models:/c/1", key="other")
+    submits = [asyncio.create_task(submitter.submit([one])) for one in (plain, same, other)]
+    await asyncio.sleep(0)
+    recorder.open.set()
+    await first
+    ends = await asyncio.gather(*submits, return_exceptions=True)
+    assert ends[:2] == [{}, {same.id: there}]
+    assert isinstance(ends[2], IdempotencyConflict)
+    assert recorder.flushes == [1, 3], "one transaction"
+    await submitter.close()
+    assert {page.model_uri for page in recorder.published} == {"models:/a/1"}
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_after_a_broken_commit_the_keys_tell_what_became_of_it(committed: bool) -> None:
+    recorder = Recorder()
+    recorder.open.set()
+    recorder.failure = LedgerUnavailable()
+    submitter = Submitter(recorder, recorder)  # type: ignore[arg-type]
+    mine, again = job(key="mine"), job(key="again")
+    there = new_id()
+    recorder.known = {"again": (again.digest(), there)}
+    if committed:
+        recorder.known["mine"] = (mine.digest(), mine.id)
+        assert await submitter.submit([mine, again]) == {again.id: there}
+    else:
+        with pytest.raises(LedgerUnavailable):
+            await submitter.submit([mine, again])
+    await submitter.close()
