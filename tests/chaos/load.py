@@ -28,6 +28,7 @@ SINGLES, PAGE_JOBS = 5, 8
 BATCH_EVERY_TICKS, BATCH_JOBS, BATCH_JOB_ROWS = 5, 4, 3
 JOBS_PER_SECOND = (SINGLES + PAGE_JOBS + BATCH_JOBS / BATCH_EVERY_TICKS) / TICK_SECONDS
 IN_FLIGHT = 40
+KEYED_TRIES, RESUBMIT_SECONDS = 40, 0.5
 POISON_ATTEMPTS = 3
 TOKENS_A_RECORD = 10_000_000
 
@@ -88,14 +89,23 @@ async def produce(settings: Settings, record: Record, rng: random.Random, stop: 
 
 
 async def _single(client: AsyncClient, record: Record, rng: random.Random) -> None:
+    """Every other one has an idempotency key, and is submitted again under it until it is surely accepted."""
     (x,) = record.tokens(1)
     key = record.tried("single", [[x]])
-    try:
-        job = await client.submit(uri_of(rng.choice(MODELS)), _json([x]))
-    except Exception as exc:  # what it was is the verdict's business
-        record.raised(key, exc)
-    else:
-        record.accepted(key, [str(job.id)])
+    uri, keyed = uri_of(rng.choice(MODELS)), x % 2 == 0
+    for tries_left in reversed(range(KEYED_TRIES if keyed else 1)):
+        try:
+            job = await client.submit(uri, _json([x]), idempotency_key=f"single {x:g}" if keyed else None)
+        except LedgerUnavailable as exc:
+            if not tries_left:
+                record.raised(key, exc, partly=keyed)
+            await asyncio.sleep(RESUBMIT_SECONDS if tries_left else 0)
+        except Exception as exc:  # what it was is the verdict's business
+            record.raised(key, exc, partly=keyed)
+            return
+        else:
+            record.accepted(key, [str(job.id)])
+            return
 
 
 async def _page(client: AsyncClient, record: Record, rng: random.Random) -> None:
