@@ -95,7 +95,7 @@ async def _single(client: AsyncClient, record: Record, rng: random.Random) -> No
     uri, keyed = uri_of(rng.choice(MODELS)), x % 2 == 0
     for tries_left in reversed(range(KEYED_TRIES if keyed else 1)):
         try:
-            job = await client.submit(uri, _json([x]), idempotency_key=f"single {x:g}" if keyed else None)
+            job = await client.submit(uri, _json([x]), idempotency_key=f"single {x:.0f}" if keyed else None)
         except LedgerUnavailable as exc:
             if not tries_left:
                 record.raised(key, exc, partly=keyed)
