@@ -295,13 +295,13 @@ WHERE stopped_at IS NULL AND seen_at > now() - make_interval(secs => $1)
 ORDER BY hostname, pid
 
 -- name: rescue_crashed
--- Takes running jobs from worker processes that stopped or have been silent for $1 seconds: back to the queue, each on a
--- page of its own, or to `dead` when it has cost max_attempts processes.
+-- Takes running jobs from worker processes that stopped or have been silent for $1 seconds, during which Postgres could
+-- have heard them: back to the queue, each on a page of its own, or to `dead` when it has cost max_attempts processes.
 WITH lost AS (
     SELECT job.id FROM job
     WHERE status = 'running'
       AND NOT EXISTS (SELECT FROM worker w WHERE w.id = job.worker_id AND w.stopped_at IS NULL
-                      AND w.seen_at > now() - make_interval(secs => $1))
+                      AND greatest(w.seen_at, pg_postmaster_start_time()) > now() - make_interval(secs => $1))
     ORDER BY job.id
     LIMIT 10000
     FOR UPDATE SKIP LOCKED
