@@ -55,7 +55,8 @@ def make_app(settings: Settings) -> Celery:
         worker_send_task_events=True,
         worker_prefetch_multiplier=1,
         worker_proc_alive_timeout=120,
-        worker_cancel_long_running_tasks_on_connection_loss=True,
+        # Killing what runs when Redis goes away would cost innocent jobs an attempt; the ledger sees to duplicates.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_max_tasks_per_child=settings.recycle_tasks,
         worker_max_memory_per_child=settings.recycle_memory_bytes and settings.recycle_memory_bytes // 1024,
         worker_hijack_root_logger=True,
