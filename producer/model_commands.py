@@ -11,8 +11,9 @@ import typer
 from producer.options import JsonFlag
 from producer.output import say, show_json, show_table
 from pyfunq import errors
+from pyfunq.entries import Resolution
 from pyfunq.environment import load_settings
-from pyfunq.ledger import Ledger, Resolution
+from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="The models of the MLflow registry.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, ca
 from uuid import UUID
 
 from pyfunq.admission import Admission
+from pyfunq.entries import NewJob
 from pyfunq.errors import (
     InvalidInput,
     PyFunQError,
@@ -22,7 +23,7 @@ from pyfunq.errors import (
 from pyfunq.ids import id_time, new_id
 from pyfunq.inputs import EncodedInput, encode_input
 from pyfunq.job import Batch, Job, JobError, JobStatus, Lane
-from pyfunq.ledger import Ledger, NewJob
+from pyfunq.ledger import Ledger
 from pyfunq.limits import JobLimits
 from pyfunq.migrate import require_current
 from pyfunq.model_uri import check_allowed, parse_model_uri

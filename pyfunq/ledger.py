@@ -1,19 +1,18 @@
 """The ledger: the Postgres tables that are the only truth about a job, spoken to through asyncpg."""
 
 import asyncio
-import hashlib
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
+from pyfunq.entries import ClaimedJob, Keys, ModelVersion, NewJob, Outcome, Page, Resolution, StoredResult, not_needed
 from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownBatch, UnknownJob
-from pyfunq.inputs import EncodedInput
 from pyfunq.job import Batch, Job, JobError, JobStatus, Lane
 from pyfunq.sql import queries
 
@@ -22,128 +21,6 @@ _COMMAND_SECONDS = 60.0
 _RUNNING = str(JobStatus.RUNNING)
 # Every statement has an index to go by. A plan that was made while the table was small would read all of it later.
 _SERVER_SETTINGS = {"application_name": "pyfunq", "jit": "off", "enable_seqscan": "off"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewJob:
-    """A validated job on its way into the ledger."""
-
-    id: UUID
-    model_uri: str
-    input: EncodedInput
-    lane: Lane
-    max_attempts: int
-    expires_at: datetime | None = None
-    batch_id: UUID | None = None
-    batch_index: int | None = None
-    timeout_seconds: float | None = None
-    retries: int = 0
-    idempotency_key: str | None = None
-
-    def digest(self) -> bytes:
-        """What must be equal for two submits to be the same request."""
-        parts = (self.model_uri, str(self.lane), self.input.format)
-        content = (*(part.encode() for part in parts), self.input.payload, self.input.params or b"")
-        digest = hashlib.sha256()
-        for part in content:
-            digest.update(len(part).to_bytes(8, "big") + part)
-        return digest.digest()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """Jobs of one model and lane that share a message; the message carries the page's id."""
-
-    id: UUID
-    model_uri: str
-    lane: str
-    jobs: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimedJob:
-    """A job that this worker process may predict; `attempt` is the fence that its result must pass."""
-
-    id: UUID
-    attempt: int
-    model_uri: str
-    lane: str
-    rows: int
-    input_format: str
-    input: bytes
-    params: bytes | None
-    version_id: int | None
-    """What its model URI stood for when it was claimed; None if nobody has resolved the URI yet."""
-    confidence: bool
-    crashes: int = 0
-    """How many processes it has cost before."""
-    delayed: bool = False
-    """Whether it has waited for something that was away."""
-    retries: int = 0
-    failures: int = 0
-    timeout_seconds: float | None = None
-    """The job's own limit, else the model's; None if neither has one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelVersion:
-    """One exact version of a registered model; `id` is the ledger's own, 0 while the ledger does not know it."""
-
-    id: int = 0
-    name: str
-    version: str
-    created_ms: int
-    source: str
-    run_id: str | None
-    experiment_id: str | None
-    signature: str | None = None
-
-    @property
-    def identity(self) -> tuple[str, str, int, str]:
-        """Equal for the same model files: a name that was deleted and registered again is another model."""
-        return (self.name, self.version, self.created_ms, self.source)
-
-    def __str__(self) -> str:
-        return f"{self.name}/{self.version}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolution:
-    """What a model URI stands for, and whether confidence scores are wanted of it."""
-
-    model_uri: str
-    version: ModelVersion
-    confidence: bool
-    timeout_seconds: float | None = None
-    resolved_at: datetime | None = None
-    checked_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How one claimed job ended."""
-
-    job: ClaimedJob
-    status: JobStatus
-    version_id: int | None = None
-    result_format: str | None = None
-    result: bytes | None = None
-    confidence: Sequence[float] | None = None
-    error: JobError | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredResult:
-    """A job's end as stored; `format` and `payload` are set when it succeeded."""
-
-    status: JobStatus
-    format: str | None
-    payload: bytes | None
-    error: JobError | None
-
-
-Keys = dict[str, tuple[bytes, UUID]]
-"""What idempotency keys stand for: the request's digest, and the job."""
 
 
 @contextmanager
@@ -524,17 +401,6 @@ async def _close(pool: asyncpg.Pool) -> None:
         await asyncio.wait_for(pool.close(), timeout=5)
     except TimeoutError:
         pool.terminate()
-
-
-def not_needed(jobs: Sequence[tuple[UUID, NewJob]], keys: Keys) -> dict[UUID, UUID | None]:
-    """Jobs whose key stands for another: for that one's id, or for None where it is of another request."""
-    others: dict[UUID, UUID | None] = {}
-    for _, job in jobs:
-        if job.idempotency_key:
-            digest, owner = keys[job.idempotency_key]
-            if owner != job.id:
-                others[job.id] = owner if digest == job.digest() else None
-    return others
 
 
 def _keys(rows: Sequence[asyncpg.Record]) -> Keys:

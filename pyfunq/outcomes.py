@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from pyfunq.entries import StoredResult
 from pyfunq.errors import JobCancelled, JobDead, JobExpired, JobFailed
 from pyfunq.job import JobStatus
-from pyfunq.ledger import StoredResult
 from pyfunq.results import decode_result
 
 _ENDS: dict[JobStatus, type[JobFailed]] = {

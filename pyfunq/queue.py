@@ -14,9 +14,9 @@ from celery import Celery
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
+from pyfunq.entries import Page
 from pyfunq.errors import QueueUnavailable
 from pyfunq.job import Lane
-from pyfunq.ledger import Page
 from pyfunq.settings import Settings
 
 TASK_PREDICT = "pyfunq.predict"

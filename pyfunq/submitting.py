@@ -9,10 +9,11 @@ from uuid import UUID
 
 import asyncpg
 
+from pyfunq.entries import NewJob, Page, not_needed
 from pyfunq.errors import AcceptanceUnknown, IdempotencyConflict, LedgerUnavailable, QueueUnavailable
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
-from pyfunq.ledger import Ledger, NewJob, Page, not_needed
+from pyfunq.ledger import Ledger
 from pyfunq.queue import Publisher
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from filelock import FileLock
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
+from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotLoadable, RegistryUnavailable
-from pyfunq.ledger import ModelVersion
 
 
 class ArtifactStore:

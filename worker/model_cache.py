@@ -14,8 +14,8 @@ import mlflow.pyfunc
 import orjson
 from mlflow.types import Schema
 
+from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotLoadable
-from pyfunq.ledger import ModelVersion
 from worker.artifacts import size_of
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,12 @@ from uuid import UUID
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from pyfunq.entries import ClaimedJob, ModelVersion, Outcome, Page
 from pyfunq.errors import LedgerUnavailable, PyFunQError, QueueUnavailable
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
 from pyfunq.job import JobError, JobStatus
-from pyfunq.ledger import ClaimedJob, Ledger, ModelVersion, Outcome, Page
+from pyfunq.ledger import Ledger
 from pyfunq.local import identity
 from pyfunq.migrate import require_current
 from pyfunq.model_uri import check_allowed, parse_model_uri

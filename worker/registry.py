@@ -11,8 +11,8 @@ from mlflow.entities.model_registry import ModelVersion as RegistryVersion
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException, RestException
 
+from pyfunq.entries import ModelVersion, Resolution
 from pyfunq.errors import ModelNotFound, RegistryUnavailable
-from pyfunq.ledger import ModelVersion, Resolution
 from pyfunq.model_uri import ModelURI, parse_model_uri
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from uuid import UUID
 
 from redis import Redis
 
+from pyfunq.entries import Page
 from pyfunq.ids import new_id, oldest_id_at
 from pyfunq.job import JobStatus, Lane
-from pyfunq.ledger import Page
 from pyfunq.local import identity
 from pyfunq.queue import Publisher, oldest_waiting_page
 from worker.process import WorkerProcess

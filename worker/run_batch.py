@@ -10,10 +10,10 @@ from uuid import UUID
 
 import orjson
 
+from pyfunq.entries import ClaimedJob, ModelVersion, Outcome
 from pyfunq.errors import ModelDependencyUnavailable, ModelRaised, PyFunQError, TimedOut
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.job import JobError, JobStatus
-from pyfunq.ledger import ClaimedJob, ModelVersion, Outcome
 from worker.frames import build_frame, encode_output, layout_key, model_error_text, split_output
 from worker.model_cache import LoadedModel
 from worker.process import WorkerProcess

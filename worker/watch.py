@@ -14,8 +14,8 @@ from uuid import UUID
 
 import psutil
 
+from pyfunq.entries import ClaimedJob
 from pyfunq.errors import PyFunQError, TimedOut
-from pyfunq.ledger import ClaimedJob
 from worker.draining import Drain
 
 log = logging.getLogger(__name__)

@@ -8,11 +8,12 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from pyfunq.entries import NewJob
 from pyfunq.errors import LedgerUnavailable
 from pyfunq.ids import new_id
 from pyfunq.inputs import encode_input
 from pyfunq.job import Lane
-from pyfunq.ledger import Ledger, NewJob
+from pyfunq.ledger import Ledger
 from tests.chaos.load import Record
 from tests.chaos.models import answer, uri_of
 from tests.chaos.verdict import RESCUE_LIMIT_SECONDS, Blow, Verdict, install, judge

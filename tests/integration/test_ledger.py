@@ -9,11 +9,12 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from pyfunq.entries import ClaimedJob, ModelVersion, NewJob, Outcome
 from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownJob
 from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput
 from pyfunq.job import JobError, JobStatus, Lane
-from pyfunq.ledger import _SERVER_SETTINGS, ClaimedJob, Ledger, ModelVersion, NewJob, Outcome
+from pyfunq.ledger import _SERVER_SETTINGS, Ledger
 from pyfunq.sql import queries
 
 CAPS = {"max_jobs": 100, "max_rows": 1000, "max_bytes": 1_000_000}

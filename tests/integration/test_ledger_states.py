@@ -26,10 +26,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pyfunq.entries import ClaimedJob, NewJob, Outcome
 from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput
 from pyfunq.job import TRANSITIONS, JobError, JobStatus, Lane
-from pyfunq.ledger import ClaimedJob, Ledger, NewJob, Outcome
+from pyfunq.ledger import Ledger
 
 # Hours pass when the test says so: the ledger's now() is found in this schema before PostgreSQL's own.
 CLOCK = """

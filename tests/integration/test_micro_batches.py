@@ -19,9 +19,9 @@ from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from pyfunq.entries import ClaimedJob, Outcome
 from pyfunq.ids import new_id
 from pyfunq.inputs import encode_input
-from pyfunq.ledger import ClaimedJob, Outcome
 from pyfunq.results import decode_result
 from tests.conftest import RegisterModel
 from tests.integration.conftest import IRIS

@@ -2,10 +2,10 @@
 
 import pytest
 
+from pyfunq.entries import StoredResult
 from pyfunq.errors import JobCancelled, JobDead, JobExpired, JobFailed
 from pyfunq.ids import new_id
 from pyfunq.job import JobError, JobStatus
-from pyfunq.ledger import StoredResult
 from pyfunq.outcomes import batch_part, decoded
 
 

@@ -6,11 +6,11 @@ from uuid import UUID
 
 import pytest
 
+from pyfunq.entries import NewJob, Page
 from pyfunq.errors import AcceptanceUnknown, IdempotencyConflict, LedgerUnavailable, QueueUnavailable
 from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput
 from pyfunq.job import Lane
-from pyfunq.ledger import NewJob, Page
 from pyfunq.submitting import Submitter, paginate
 
 

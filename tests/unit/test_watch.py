@@ -15,9 +15,9 @@ from uuid import UUID
 
 import pytest
 
+from pyfunq.entries import ClaimedJob
 from pyfunq.errors import PyFunQError, TimedOut
 from pyfunq.ids import new_id
-from pyfunq.ledger import ClaimedJob
 from worker.draining import Drain
 from worker.watch import Drained, Interrupted, Watch, Withdrawn
 
