@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import logging
 import os
 import threading
 from contextlib import suppress
@@ -37,6 +38,8 @@ for _name, _value in _MLFLOW_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 close_without_connection()
+# Its pools report each second that Postgres is away, with a traceback; whoever asks the ledger says so in a line.
+logging.getLogger("asyncpg").setLevel(logging.CRITICAL)
 
 settings = load_settings()
 app = make_app(settings)
