@@ -1,4 +1,4 @@
-"""`pyfunq dead`: jobs that took their workers down too often: look at them, try them again, delete them."""
+"""`pyfunq dead`: jobs that cost too many worker processes, or too much time: shown, tried again, deleted."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from pyfunq.environment import load_settings
 from pyfunq.errors import InvalidInput
 from pyfunq.job import JobStatus
 
-app = typer.Typer(no_args_is_help=True, help="Dead jobs: those that took their workers down too often.")
+app = typer.Typer(no_args_is_help=True, help="Dead jobs: those that cost too many worker processes, or too much time.")
 
 
 @app.command("list")
@@ -28,8 +28,8 @@ def list_dead(
             show_json(job)
         return
     show_table(
-        ("job", "model", "rows", "attempts", "ended", "reason"),
-        ((j.id, j.model_uri, j.rows, j.attempt, j.finished_at, j.error and j.error.message) for j in jobs),
+        ("job", "model", "rows", "crashes", "ended", "reason"),
+        ((j.id, j.model_uri, j.rows, j.crashes, j.finished_at, j.error and j.error.message) for j in jobs),
     )
 
 
@@ -56,8 +56,10 @@ def requeue(
         if jobs:
             count = client.requeue_dead(jobs)
         else:
-            while page := client.list(status=JobStatus.DEAD, limit=1000):
+            last = None  # onwards from there: what dies again meanwhile is not put back again
+            while page := client.list(status=JobStatus.DEAD, before=last, limit=1000):
                 count += client.requeue_dead(page)
+                last = page[-1]
     say(f"{count} put back")
 
 
