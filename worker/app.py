@@ -43,6 +43,7 @@ logging.getLogger("asyncpg").setLevel(logging.CRITICAL)
 
 settings = load_settings()
 app = make_app(settings)
+app.conf.worker_pool = "worker.pool:ReplacingPool"
 drain = Drain()
 app.conf.beat_schedule = {
     name: {

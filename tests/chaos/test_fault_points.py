@@ -52,6 +52,10 @@ class Deadly(PythonModel):
                 os.kill(os.getpid(), signal.SIGKILL)
             if x == -4:
                 time.sleep(600)
+            if x == -5:
+                held = b"x" * 1_000_000_000
+                time.sleep(600)
+                del held
             if x < -9:
                 time.sleep(-x / 10)
         return model_input["x"] * 2
@@ -244,6 +248,20 @@ def test_a_hung_job_times_out_alone_and_its_process_lives(shared: Ground) -> Non
     with pytest.raises(JobDead, match="timed out after 1 s, 3 times"):
         shared.client.result(done[-1])
     assert shared.programs[0].children() == processes
+
+
+def test_processes_are_replaced_and_what_takes_too_much_memory_is_killed(ground: Ground) -> None:
+    limits = {"PYFUNQ_RECYCLE_TASKS": "1", "PYFUNQ_MAX_MEMORY_BYTES": "800000000"}
+    worker = ground.start_worker(processes=1, **limits)
+    processes = set()
+    for x in range(3):
+        processes.update(worker.children())
+        assert ground.client.result(ground.submit(x)[0], 30.0) == [2.0 * x]
+    assert len(processes) > 1
+    good, greedy = ground.ends(ground.submit(1, -5))
+    assert (good.status, greedy.status, greedy.crashes) == (JobStatus.SUCCEEDED, JobStatus.DEAD, 3)
+    with pytest.raises(JobDead, match="used more than 763 MiB of memory, 3 times"):
+        ground.client.result(greedy)
 
 
 def test_a_job_that_is_terminated_makes_room_at_once(shared: Ground) -> None:

@@ -133,6 +133,21 @@ def test_while_redis_is_away_submits_are_accepted_and_run_when_it_is_back(own: O
     assert own.processes() == processes
 
 
+def test_a_worker_that_starts_without_redis_and_loses_a_process_meanwhile_comes_up(own: Own) -> None:
+    kill(own.redis, signal.SIGKILL)
+    worker = start_worker(own.settings, own.settings.home / "early.log", **QUICK)
+    try:
+        os.kill(worker.children()[0], signal.SIGKILL)
+        pause(1.0)
+        own.redis.start()
+        assert {job.status for job in own.ended([own.submit(1.0) for _ in range(5)])} == {JobStatus.SUCCEEDED}
+        until("it is connected", lambda: "ready." in worker.text())
+        until("the process is replaced", lambda: len(worker.children()) == 2)
+        assert worker.process.poll() is None
+    finally:
+        assert worker.stop() == 0
+
+
 def test_a_redis_that_does_not_answer_for_a_while_stops_nobody_for_good(own: Own) -> None:
     processes = own.processes()
     assert own.redis.process is not None

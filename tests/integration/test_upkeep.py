@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.common import ignore_errors
@@ -17,16 +19,18 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from pyfunq.client import AsyncClient
-from pyfunq.ids import new_id
+from pyfunq.entries import Page
+from pyfunq.ids import new_id, oldest_id_at
 from pyfunq.job import JobStatus
 from pyfunq.ledger import Ledger
 from pyfunq.local import EmbeddedRedis, StateDirectory, identity
-from pyfunq.queue import TASK_RESCUE, make_app
+from pyfunq.queue import TASK_RESCUE, Publisher, make_app
 from pyfunq.settings import Settings
 from tests.integration.conftest import SETOSA, split
 from worker import upkeep
 from worker.channel import close_without_connection
 from worker.process import WorkerProcess
+from worker.rescue import rescue
 
 
 async def test_of_many_who_want_to_begin_one_does(ledger: Ledger) -> None:
@@ -104,6 +108,35 @@ async def test_this_process_is_no_dead_sibling(ledger: Ledger, process: WorkerPr
 
     assert await asyncio.to_thread(ended_siblings, process) == []
     assert [pid for _, pid, _ in await ledger.processes_of_host(socket.gethostname())] == [os.getpid()]
+
+
+async def test_a_waiting_backlog_is_published_again_only_when_its_messages_are_gone(
+    settings: Settings, ledger: Ledger, process: WorkerProcess, database_url: str, redis_url: str
+) -> None:
+    """100,000 jobs on 100 pages, all older than the grace."""
+    pages = [oldest_id_at(time.time() - seconds) for seconds in range(200, 100, -1)]
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(
+        """INSERT INTO job (id, page_id, rows, max_attempts, lane, model_uri, input_format, input)
+           SELECT gen_random_uuid(), page_id, 1, 3, 'bulk', 'models:/a/1', 'split', '\\x7b7d'
+           FROM unnest($1::uuid[]) AS page_id, generate_series(1, 1000)""",
+        pages,
+    )
+    await connection.close()
+    process.settings = settings.model_copy(update={"publish_grace_seconds": 0.001})
+    publisher = Publisher(make_app(settings))
+    await publisher.publish([Page(id=page, model_uri="models:/a/1", lane="bulk", jobs=1000) for page in pages])
+    with Redis.from_url(redis_url) as redis:
+        assert redis.llen("bulk") == 100
+        for _ in range(3):
+            assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 0, "they only wait"
+        redis.rpop("bulk", 10)
+        assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 10_000, "the oldest ten"
+        redis.flushdb()
+        assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 100_000
+        assert redis.llen("bulk") == 100
+        assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 0
+    publisher.close()
 
 
 async def test_dead_jobs_can_be_tried_again_or_deleted(
