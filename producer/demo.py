@@ -90,7 +90,7 @@ def run_demo(*, keep: bool) -> None:
             stack.check()
             raise ServerFailed(f"{_reason(exc)}; the logs are in {stack.state.logs}") from exc
         if keep:
-            say("everything is left running; Ctrl-C stops it")
+            say(f"everything is left running; Ctrl-C stops it; in other terminals: export PYFUNQ_HOME={settings.home}")
             while not stop.wait(0.5):
                 stack.check()
     if failures := sum(score.failures for score in scores):
