@@ -17,6 +17,7 @@ from pyfunq.errors import PyFunQError
 from pyfunq.job import Lane
 from pyfunq.ledger import Ledger
 from pyfunq.migrate import migration_state
+from pyfunq.queue import first_queue
 from pyfunq.settings import Settings
 
 _SKEW_SECONDS = 1.0
@@ -95,7 +96,7 @@ async def _redis(settings: Settings) -> Finding:
     try:
         async with Redis.from_url(settings.redis, socket_timeout=_SECONDS, socket_connect_timeout=_SECONDS) as redis:
             config = await redis.config_get("maxmemory-policy")
-            waiting = sum([await redis.llen(str(lane)) for lane in Lane])
+            waiting = sum([await redis.llen(q) for lane in Lane for q in (str(lane), first_queue(lane))])
     except (RedisError, OSError) as exc:
         return Finding(
             check="redis",

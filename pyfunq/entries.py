@@ -128,6 +128,20 @@ class StoredResult:
     error: JobError | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crashed:
+    """What became of a job that lost its process: queued again, on a page that must be published, or dead."""
+
+    status: JobStatus
+    crashes: int
+    page_id: UUID
+
+    @property
+    def goes_first(self) -> bool:
+        """The first time it was probably another job's fault; what has died twice waits its turn."""
+        return self.crashes == 1
+
+
 Keys = dict[str, tuple[bytes, UUID]]
 """What idempotency keys stand for: the request's digest, and the job."""
 

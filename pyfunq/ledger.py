@@ -11,7 +11,18 @@ from uuid import UUID
 
 import asyncpg
 
-from pyfunq.entries import ClaimedJob, Keys, ModelVersion, NewJob, Outcome, Page, Resolution, StoredResult, not_needed
+from pyfunq.entries import (
+    ClaimedJob,
+    Crashed,
+    Keys,
+    ModelVersion,
+    NewJob,
+    Outcome,
+    Page,
+    Resolution,
+    StoredResult,
+    not_needed,
+)
 from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownBatch, UnknownJob
 from pyfunq.job import Batch, Job, JobError, JobStatus, Lane
 from pyfunq.sql import queries
@@ -216,10 +227,10 @@ class Ledger:
 
     async def crash(
         self, worker_id: UUID, jobs: Sequence[ClaimedJob], pages: Sequence[UUID], how: str
-    ) -> dict[UUID, tuple[JobStatus, UUID]]:
-        """Notes that jobs cost a process; each is now queued, on a page that the caller must publish, or dead."""
+    ) -> dict[UUID, Crashed]:
+        """Notes that jobs cost a process; returns what became of those that were this worker's."""
         rows = await self._fetch("crash", worker_id, _RUNNING, *_fence(jobs), list(pages), how)
-        return {r["id"]: (JobStatus(r["status"]), r["page_id"]) for r in rows}
+        return {r["id"]: _crashed(r, r["page_id"]) for r in rows}
 
     async def withdrawn(self, ids: Sequence[UUID]) -> set[UUID]:
         """Those that were cancelled with `terminate`."""
@@ -376,9 +387,9 @@ class Ledger:
         """Worker processes that beat lately: hostname, pid, started_at, seen_at."""
         return [dict(r) for r in await self._fetch("live_workers", stale_seconds)]
 
-    async def rescue_crashed(self, stale_seconds: float) -> dict[UUID, JobStatus]:
-        """Puts back (or declares dead) the jobs of processes that are gone; returns the new status of each."""
-        return {r["id"]: JobStatus(r["status"]) for r in await self._fetch("rescue_crashed", stale_seconds)}
+    async def rescue_crashed(self, stale_seconds: float) -> dict[UUID, Crashed]:
+        """Puts back (or declares dead) the jobs of processes that are gone."""
+        return {r["id"]: _crashed(r, r["id"]) for r in await self._fetch("rescue_crashed", stale_seconds)}
 
     async def expire(self) -> list[UUID]:
         return [r["id"] for r in await self._fetch("expire")]
@@ -405,6 +416,10 @@ async def _close(pool: asyncpg.Pool) -> None:
 
 def _keys(rows: Sequence[asyncpg.Record]) -> Keys:
     return {row["key"]: (row["digest"], row["job_id"]) for row in rows}
+
+
+def _crashed(row: asyncpg.Record, page_id: UUID) -> Crashed:
+    return Crashed(status=JobStatus(row["status"]), crashes=row["crashes"], page_id=page_id)
 
 
 def _columns(jobs: Sequence[tuple[UUID, NewJob]]) -> list[list[Any]]:

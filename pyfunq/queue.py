@@ -26,6 +26,12 @@ TASK_RESCUE = "pyfunq.rescue"
 CONTROL_QUEUE = "pyfunq.control"
 """Carries the periodic tasks; every worker takes from it first, whatever lanes it was started with."""
 
+
+def first_queue(lane: str) -> str:
+    """Goes before a lane, wherever that is taken from: for jobs that lost their process once, and waited already."""
+    return f"{lane}.first"
+
+
 FINISHED_CHANNEL = "pyfunq:finished"
 """Redis channel on which workers announce the ids of final jobs: 16 bytes each, one after another. A hint only."""
 
@@ -88,11 +94,12 @@ class Publisher:
         """Raises QueueUnavailable; which of the pages were sent is unknown then, and rescue publishes the others."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self.publish_now, pages)
 
-    def publish_now(self, pages: Sequence[Page]) -> None:
+    def publish_now(self, pages: Sequence[Page], *, first: bool = False) -> None:
+        """`first`: before what waits in their lanes."""
         try:
             with self._connected().batch(_PUBLISH_BATCH):
                 for page in pages:
-                    self._send(page)
+                    self._send(page, first_queue(page.lane) if first else page.lane)
         except (KombuError, RedisError, OSError) as exc:
             self._disconnect()
             raise QueueUnavailable(f"Redis cannot be reached ({type(exc).__name__})") from exc
@@ -114,12 +121,12 @@ class Publisher:
             with suppress(KombuError, RedisError, OSError):
                 connection.release()
 
-    def _send(self, page: Page) -> None:
+    def _send(self, page: Page, queue: str) -> None:
         self._app.send_task(
             TASK_PREDICT,
             kwargs={"page_id": str(page.id)},
             task_id=str(page.id),
-            queue=page.lane,
+            queue=queue,
             producer=self._producer,
             ignore_result=True,
             retry=False,
@@ -129,12 +136,14 @@ class Publisher:
 
 
 def oldest_waiting_page(redis: Any, lane: Lane) -> UUID | None:
-    """The page whose message the lane's next worker gets; None when the lane is empty. `redis` is a redis.Redis.
+    """The oldest page whose message a worker of the lane gets next; None when the lane is empty.
 
-    A message that is not ours counts as older than every page: behind it nothing can be said to be lost.
+    `redis` is a redis.Redis. A message that is not ours counts as older than every page: behind it nothing can be said
+    to be lost.
     """
-    message = redis.lindex(str(lane), -1)
-    return None if message is None else _page_of(orjson.loads(message)) or UUID(int=0)
+    next_ones = (redis.lindex(queue, -1) for queue in (str(lane), first_queue(lane)))
+    pages = [_page_of(orjson.loads(message)) or UUID(int=0) for message in next_ones if message is not None]
+    return min(pages, default=None)
 
 
 def _page_of(message: dict[str, Any]) -> UUID | None:

@@ -18,7 +18,7 @@ from celery.signals import (
 )
 
 from pyfunq.environment import load_settings
-from pyfunq.queue import CONTROL_QUEUE, TASK_REGISTRY_WATCH, TASK_RESCUE, make_app
+from pyfunq.queue import CONTROL_QUEUE, TASK_REGISTRY_WATCH, TASK_RESCUE, first_queue, make_app
 from worker.channel import close_without_connection
 from worker.draining import Drain, exit_after
 from worker.tasks import register
@@ -93,7 +93,7 @@ register(app, _holder.get)
 def _take_control_tasks_first(sender: str, instance: Any, **_: Any) -> None:
     queues = instance.app.amqp.queues
     lanes = [name for name in queues.consume_from if name != CONTROL_QUEUE]
-    queues.select([CONTROL_QUEUE, *lanes])
+    queues.select([CONTROL_QUEUE, *map(first_queue, lanes), *lanes])
 
 
 @worker_init.connect

@@ -186,10 +186,12 @@ class WorkerProcess:
         """Counts an attempt against jobs that did not end; they are tried again, each alone, or dead."""
         ends = self._patiently(lambda: self.ledger.crash(self.id, jobs, [new_id() for _ in jobs], how))
         self._let_go(jobs)
-        again = [(job, ends[job.id][1]) for job in jobs if job.id in ends and ends[job.id][0] is JobStatus.QUEUED]
-        dead = {job_id for job_id, (status, _) in ends.items() if status is JobStatus.DEAD}
-        log.warning("%d jobs %s: %d are tried again, %d dead", len(jobs), how, len(again), len(dead))
-        self._publish([Page(id=page, model_uri=job.model_uri, lane=job.lane, jobs=1) for job, page in again])
+        dead = {job_id for job_id, end in ends.items() if end.status is JobStatus.DEAD}
+        log.warning("%d jobs %s: %d are tried again, %d dead", len(jobs), how, len(ends) - len(dead), len(dead))
+        for first in (True, False):
+            again = [(j, ends[j.id]) for j in jobs if j.id in ends.keys() - dead and ends[j.id].goes_first is first]
+            pages = [Page(id=end.page_id, model_uri=job.model_uri, lane=job.lane, jobs=1) for job, end in again]
+            self._publish(pages, first=first)
         self.run(self._announce(dead))
 
     def give_back(self, jobs: Sequence[ClaimedJob]) -> None:
@@ -220,11 +222,11 @@ class WorkerProcess:
         for job in jobs:
             self._held.pop(job.id, None)
 
-    def _publish(self, pages: Sequence[Page]) -> None:
+    def _publish(self, pages: Sequence[Page], *, first: bool = False) -> None:
         if not pages:
             return
         try:
-            self._publisher.publish_now(pages)
+            self._publisher.publish_now(pages, first=first)
         except QueueUnavailable as exc:
             log.warning("%d pages wait for rescue to publish them: %s", len(pages), exc)
 

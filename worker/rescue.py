@@ -46,9 +46,12 @@ def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescue
 def rescue_crashed(process: WorkerProcess, publisher: Publisher) -> tuple[int, int]:
     """Puts back, and publishes at once, the jobs of processes that are gone; how many, and how many are dead now."""
     crashed = process.run(process.ledger.rescue_crashed(process.settings.stale_seconds))
-    put_back = [job for job, status in crashed.items() if status is JobStatus.QUEUED]
-    if put_back:
-        publisher.publish_now(process.run(process.ledger.repage(put_back, [new_id() for _ in put_back])))
+    put_back = {job: end for job, end in crashed.items() if end.status is JobStatus.QUEUED}
+    for first in (True, False):
+        pages = [end.page_id for end in put_back.values() if end.goes_first is first]
+        if pages:
+            moved = process.run(process.ledger.repage(pages, [new_id() for _ in pages]))
+            publisher.publish_now(moved, first=first)
     return len(put_back), len(crashed) - len(put_back)
 
 

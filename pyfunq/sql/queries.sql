@@ -165,7 +165,7 @@ SET status = CASE WHEN crashes + 1 >= max_attempts THEN 'dead' ELSE 'queued' END
     worker_id = CASE WHEN crashes + 1 >= max_attempts THEN job.worker_id END, page_id = d.page_id
 FROM unnest($3::uuid[], $4::smallint[], $5::uuid[]) AS d (id, attempt, page_id)
 WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
-RETURNING job.id, job.page_id, job.status
+RETURNING job.id, job.page_id, job.status, job.crashes
 
 -- name: withdrawn
 -- Which of these jobs were cancelled by somebody who wants their processes stopped.
@@ -314,7 +314,7 @@ SET status = CASE WHEN crashes + 1 >= max_attempts THEN 'dead' ELSE 'queued' END
         THEN 'its worker process ended while predicting, ' || crashes + 1 || ' times' END,
     page_id = id
 WHERE id = ANY (ARRAY(SELECT id FROM lost))
-RETURNING id, status
+RETURNING id, status, crashes
 
 -- name: expire
 -- Ends queued jobs whose deadline has passed.

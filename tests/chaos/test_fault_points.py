@@ -171,6 +171,19 @@ def test_the_only_child_of_a_worker_is_replaced_as_quickly(ground: Ground) -> No
     assert ground.claimed_at(jobs, 2) - died <= 3.0
 
 
+def test_a_job_that_lost_its_process_goes_before_the_backlog(ground: Ground) -> None:
+    """30 calls of a second wait for two processes."""
+    ground.start_worker(PYFUNQ_BATCH_MAX_JOBS="1")
+    ground.order(FaultPoint.AFTER_CLAIM, "child")
+    jobs = [job for _ in range(30) for job in ground.submit(-10)]
+    died = ground.died_at(FaultPoint.AFTER_CLAIM)
+    crashed = until("it is put back", lambda: [j for j in map(ground.client.get, jobs) if j.crashes])
+    until("it runs again", lambda: ground.client.get(crashed[0]).attempt == 2)
+    assert ground.claimed_at(crashed, 2) - died <= 4.0
+    for job in jobs:
+        ground.client.cancel(job, terminate=True)
+
+
 @pytest.mark.parametrize("point", CLAIMS)
 def test_a_worker_that_is_killed_loses_nothing(point: FaultPoint, ground: Ground) -> None:
     ground.start_worker(**QUICK)

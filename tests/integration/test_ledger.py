@@ -108,7 +108,7 @@ async def test_a_result_is_recorded_once_and_only_by_the_attempt_that_holds_the_
     page = await submit(ledger, new_job())
     (held,) = await ledger.claim(page, slow, **CAPS)
     await ledger.stop_beating(slow)
-    assert await ledger.rescue_crashed(60) == {held.id: JobStatus.QUEUED}
+    assert {i: end.status for i, end in (await ledger.rescue_crashed(60)).items()} == {held.id: JobStatus.QUEUED}
     (again,) = await ledger.claim(held.id, fast, **CAPS)
     assert again.attempt == 2
     assert await ledger.finish(slow, [succeeded(held)]) == set()
@@ -135,7 +135,7 @@ async def test_jobs_of_dead_workers_come_back_until_their_attempts_are_used_up(l
         assert claimed.attempt == attempt
         ended = await ledger.rescue_crashed(60)
         page = job.id
-    assert ended == {job.id: JobStatus.DEAD}
+    assert {i: (end.status, end.crashes) for i, end in ended.items()} == {job.id: (JobStatus.DEAD, 3)}
     now = await ledger.get(job.id)
     assert now.error == JobError(code="job_dead", message="its worker process ended while predicting, 3 times")
 
@@ -210,12 +210,14 @@ async def test_jobs_that_cost_a_process_come_back_alone_until_they_are_dead(ledg
     claimed = await ledger.claim(page, worker, **CAPS)
     pages = [new_id(), new_id()]
     ends = await ledger.crash(worker, claimed, pages, "timed out after 30 s")
-    assert set(ends.values()) == {(JobStatus.QUEUED, page) for page in pages}
+    assert {(end.status, end.page_id, end.goes_first) for end in ends.values()} == {
+        (JobStatus.QUEUED, page, True) for page in pages
+    }
     for crashes in (1, 2):
         (alone,) = await ledger.claim(pages[0], worker, **CAPS)
         assert alone.crashes == crashes
         ends = await ledger.crash(worker, [alone], [pages[0]], "timed out after 30 s")
-    assert [status for status, _ in ends.values()] == [JobStatus.DEAD]
+    assert [end.status for end in ends.values()] == [JobStatus.DEAD]
     assert (await ledger.get(alone.id)).error == JobError(code="job_dead", message="timed out after 30 s, 3 times")
 
 

@@ -341,7 +341,8 @@ class LedgerMachine(RuleBasedStateMachine):
         ]
         for e in lost:
             self.has_crashed(e, e.job.id)
-        assert self.call(self.ledger.rescue_crashed(STALE_SECONDS)) == {e.job.id: e.status for e in lost}
+        ended = self.call(self.ledger.rescue_crashed(STALE_SECONDS))
+        assert {i: (c.status, c.crashes) for i, c in ended.items()} == {e.job.id: (e.status, e.crashes) for e in lost}
         return multiple(*(e.page for e in lost))
 
     @precondition(lambda self: self.claimable_pages())
