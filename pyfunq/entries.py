@@ -44,6 +44,8 @@ class Page:
     model_uri: str
     lane: str
     jobs: int
+    first: bool = False
+    """Whether it goes before what waits in its lane."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +140,7 @@ class Crashed:
 
     @property
     def goes_first(self) -> bool:
-        """The first time it was probably another job's fault; what has died twice waits its turn."""
+        """The first time it was probably another job's fault; what has died twice waits its turn. As in `repage`."""
         return self.crashes == 1
 
 

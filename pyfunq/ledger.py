@@ -394,9 +394,12 @@ class Ledger:
     async def expire(self) -> list[UUID]:
         return [r["id"] for r in await self._fetch("expire")]
 
-    async def pages_without_message(self, lane: Lane, *, older_than: UUID) -> list[UUID]:
-        """Up to 1,000 pages older than this whose jobs are due; with the lane's oldest message: those without one."""
-        return [r["page_id"] for r in await self._fetch("pages_without_message", str(lane), older_than)]
+    async def pages_without_message(self, lane: Lane, *, older_than: UUID, first: bool = False) -> list[UUID]:
+        """Up to 1,000 pages older than this whose jobs are due; with the queue's oldest message: those without one.
+
+        `first`: of jobs that go before the lane, else of the others.
+        """
+        return [r["page_id"] for r in await self._fetch("pages_without_message", str(lane), older_than, first)]
 
     async def due_pages(self) -> list[UUID]:
         """Pages with jobs that had to wait and are due now, of at most 10,000 such jobs."""

@@ -94,12 +94,11 @@ class Publisher:
         """Raises QueueUnavailable; which of the pages were sent is unknown then, and rescue publishes the others."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self.publish_now, pages)
 
-    def publish_now(self, pages: Sequence[Page], *, first: bool = False) -> None:
-        """`first`: before what waits in their lanes."""
+    def publish_now(self, pages: Sequence[Page]) -> None:
         try:
             with self._connected().batch(_PUBLISH_BATCH):
                 for page in pages:
-                    self._send(page, first_queue(page.lane) if first else page.lane)
+                    self._send(page)
         except (KombuError, RedisError, OSError) as exc:
             self._disconnect()
             raise QueueUnavailable(f"Redis cannot be reached ({type(exc).__name__})") from exc
@@ -121,12 +120,12 @@ class Publisher:
             with suppress(KombuError, RedisError, OSError):
                 connection.release()
 
-    def _send(self, page: Page, queue: str) -> None:
+    def _send(self, page: Page) -> None:
         self._app.send_task(
             TASK_PREDICT,
             kwargs={"page_id": str(page.id)},
             task_id=str(page.id),
-            queue=queue,
+            queue=first_queue(page.lane) if page.first else page.lane,
             producer=self._producer,
             ignore_result=True,
             retry=False,
@@ -135,15 +134,13 @@ class Publisher:
         )
 
 
-def oldest_waiting_page(redis: Any, lane: Lane) -> UUID | None:
-    """The oldest page whose message a worker of the lane gets next; None when the lane is empty.
+def oldest_waiting_page(redis: Any, queue: str) -> UUID | None:
+    """The page whose message the queue's next worker gets; None when the queue is empty. `redis` is a redis.Redis.
 
-    `redis` is a redis.Redis. A message that is not ours counts as older than every page: behind it nothing can be said
-    to be lost.
+    A message that is not ours counts as older than every page: behind it nothing can be said to be lost.
     """
-    next_ones = (redis.lindex(queue, -1) for queue in (str(lane), first_queue(lane)))
-    pages = [_page_of(orjson.loads(message)) or UUID(int=0) for message in next_ones if message is not None]
-    return min(pages, default=None)
+    message = redis.lindex(queue, -1)
+    return None if message is None else _page_of(orjson.loads(message)) or UUID(int=0)
 
 
 def _page_of(message: dict[str, Any]) -> UUID | None:

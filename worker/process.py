@@ -188,10 +188,13 @@ class WorkerProcess:
         self._let_go(jobs)
         dead = {job_id for job_id, end in ends.items() if end.status is JobStatus.DEAD}
         log.warning("%d jobs %s: %d are tried again, %d dead", len(jobs), how, len(ends) - len(dead), len(dead))
-        for first in (True, False):
-            again = [(j, ends[j.id]) for j in jobs if j.id in ends.keys() - dead and ends[j.id].goes_first is first]
-            pages = [Page(id=end.page_id, model_uri=job.model_uri, lane=job.lane, jobs=1) for job, end in again]
-            self._publish(pages, first=first)
+        again = [(job, ends[job.id]) for job in jobs if job.id in ends.keys() - dead]
+        self._publish(
+            [
+                Page(id=end.page_id, model_uri=job.model_uri, lane=job.lane, jobs=1, first=end.goes_first)
+                for job, end in again
+            ]
+        )
         self.run(self._announce(dead))
 
     def give_back(self, jobs: Sequence[ClaimedJob]) -> None:
@@ -200,7 +203,8 @@ class WorkerProcess:
         given = self._patiently(lambda: self.ledger.give_back(self.id, jobs, page_id))
         self._let_go(jobs)
         if given:
-            self._publish([Page(id=page_id, model_uri=jobs[0].model_uri, lane=jobs[0].lane, jobs=len(given))])
+            model_uri, lane, first = jobs[0].model_uri, jobs[0].lane, jobs[0].crashes == 1
+            self._publish([Page(id=page_id, model_uri=model_uri, lane=lane, jobs=len(given), first=first)])
 
     def pass_on(self, page_id: UUID) -> None:
         """Gives what is still queued of a page a new message, for other workers."""
@@ -222,11 +226,11 @@ class WorkerProcess:
         for job in jobs:
             self._held.pop(job.id, None)
 
-    def _publish(self, pages: Sequence[Page], *, first: bool = False) -> None:
+    def _publish(self, pages: Sequence[Page]) -> None:
         if not pages:
             return
         try:
-            self._publisher.publish_now(pages, first=first)
+            self._publisher.publish_now(pages)
         except QueueUnavailable as exc:
             log.warning("%d pages wait for rescue to publish them: %s", len(pages), exc)
 

@@ -12,7 +12,7 @@ from pyfunq.entries import Page
 from pyfunq.ids import new_id, oldest_id_at
 from pyfunq.job import JobStatus, Lane
 from pyfunq.local import identity
-from pyfunq.queue import Publisher, oldest_waiting_page
+from pyfunq.queue import Publisher, first_queue, oldest_waiting_page
 from worker.process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,9 @@ def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescue
     put_back, dead = rescue_crashed(process, publisher)
     expired = process.run(process.ledger.expire())
     process.run(process.ledger.drop_old_keys(older_than_seconds=process.settings.idempotency_seconds))
-    pages = [*due_pages(process), *(page for lane in Lane for page in lost_pages(process, redis, lane))]
+    pages = due_pages(process)
+    for lane in Lane:
+        pages += lost_pages(process, redis, lane, first=True) + lost_pages(process, redis, lane)
     if pages:
         publisher.publish_now(pages)
     done = Rescued(put_back, dead, len(expired), sum(page.jobs for page in pages))
@@ -46,12 +48,9 @@ def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescue
 def rescue_crashed(process: WorkerProcess, publisher: Publisher) -> tuple[int, int]:
     """Puts back, and publishes at once, the jobs of processes that are gone; how many, and how many are dead now."""
     crashed = process.run(process.ledger.rescue_crashed(process.settings.stale_seconds))
-    put_back = {job: end for job, end in crashed.items() if end.status is JobStatus.QUEUED}
-    for first in (True, False):
-        pages = [end.page_id for end in put_back.values() if end.goes_first is first]
-        if pages:
-            moved = process.run(process.ledger.repage(pages, [new_id() for _ in pages]))
-            publisher.publish_now(moved, first=first)
+    put_back = [end.page_id for end in crashed.values() if end.status is JobStatus.QUEUED]
+    if put_back:
+        publisher.publish_now(process.run(process.ledger.repage(put_back, [new_id() for _ in put_back])))
     return len(put_back), len(crashed) - len(put_back)
 
 
@@ -70,20 +69,20 @@ def due_pages(process: WorkerProcess) -> list[Page]:
     return process.run(process.ledger.repage(due, [new_id() for _ in due])) if due else []
 
 
-def lost_pages(process: WorkerProcess, redis: Redis, lane: Lane) -> list[Page]:
+def lost_pages(process: WorkerProcess, redis: Redis, lane: Lane, *, first: bool = False) -> list[Page]:
     """Pages, under new ids, whose messages are gone.
 
-    A lane is first in, first out and ids grow with time. So what waits in the ledger and is older than the oldest
-    message of the lane has lost its message, or a worker holds that and has no process free for it; then a second
-    message, which finds nothing to do, is the price. (Redis cannot say which it is: a killed worker's messages look as
-    if they were held.) A waiting backlog is younger than its oldest message.
+    A queue (the lane's, or the one before it) is first in, first out and ids grow with time. So what waits in the
+    ledger and is older than the oldest message of its queue has lost its message, or a worker holds that and has no
+    process free for it; then a second message, which finds nothing to do, is the price. (Redis cannot say which it
+    is: a killed worker's messages look as if they were held.) A waiting backlog is younger than its oldest message.
     """
-    oldest = oldest_waiting_page(redis, lane)
+    oldest = oldest_waiting_page(redis, first_queue(lane) if first else str(lane))
     grace = process.settings.publish_grace_seconds
     boundary = oldest_id_at(time.time() - grace)
     if oldest is not None:
         boundary = min(boundary, oldest_id_at((oldest.int >> 80) / 1000 - grace))
-    lost = process.run(process.ledger.pages_without_message(lane, older_than=boundary))
+    lost = process.run(process.ledger.pages_without_message(lane, older_than=boundary, first=first))
     if not lost:
         return []
     return process.run(process.ledger.repage(lost, [new_id() for _ in lost]))

@@ -325,9 +325,9 @@ WHERE id = ANY (ARRAY(SELECT id FROM job WHERE status = 'queued' AND expires_at 
 RETURNING id
 
 -- name: pages_without_message
--- Pages of a lane ($1) older than $2 with jobs that are due.
+-- Pages of a lane ($1) older than $2 with jobs that are due: of those that go first ($3), or of the others.
 SELECT page_id FROM job
-WHERE status = 'queued' AND lane = $1 AND page_id < $2
+WHERE status = 'queued' AND lane = $1 AND page_id < $2 AND (crashes = 1) = $3
   AND (not_before IS NULL OR not_before <= now())
 GROUP BY page_id
 ORDER BY page_id
@@ -345,9 +345,10 @@ WITH moved AS (
     UPDATE job SET page_id = p.new, not_before = NULL
     FROM unnest($1::uuid[], $2::uuid[]) AS p (old, new)
     WHERE job.page_id = p.old AND job.status = 'queued' AND (job.not_before IS NULL OR job.not_before <= now())
-    RETURNING job.page_id, job.model_uri, job.lane
+    RETURNING job.page_id, job.model_uri, job.lane, job.crashes
 )
-SELECT page_id AS id, min(model_uri) AS model_uri, min(lane) AS lane, count(*) AS jobs FROM moved GROUP BY page_id
+SELECT page_id AS id, min(model_uri) AS model_uri, min(lane) AS lane, count(*) AS jobs, bool_and(crashes = 1) AS first
+FROM moved GROUP BY page_id
 
 -- name: queue_depth
 -- Queued jobs by model and lane.

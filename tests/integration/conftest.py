@@ -50,9 +50,9 @@ class Work:
         for job in await self.ledger.list_jobs(status=JobStatus.QUEUED, limit=1000):
             # A page of one job has the job's id; others are found as a restarted queue would find them.
             await asyncio.to_thread(run_page, self.process, job.id)
-        lanes = [page for lane in Lane for page in await self.ledger.pages_without_message(lane, older_than=new_id())]
-        for page in lanes:
-            await asyncio.to_thread(run_page, self.process, page)
+        for lane in Lane:
+            for page in await self.ledger.pages_without_message(lane, older_than=new_id()):
+                await asyncio.to_thread(run_page, self.process, page)
 
 
 @pytest.fixture

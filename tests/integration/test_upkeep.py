@@ -140,6 +140,27 @@ async def test_a_waiting_backlog_is_published_again_only_when_its_messages_are_g
     publisher.close()
 
 
+async def test_what_goes_first_is_missed_although_its_lane_has_an_older_backlog(
+    settings: Settings, client: AsyncClient, ledger: Ledger, process: WorkerProcess, redis_url: str, iris_model: str
+) -> None:
+    process.settings = settings.model_copy(update={"publish_grace_seconds": 0.001})
+    publisher = Publisher(make_app(settings))
+    waiting = oldest_id_at(time.time() - 100)
+    job = await client.submit("models:/iris/1", split(SETOSA))
+    await ledger.claim(job.id, new_id(), max_jobs=1, max_rows=1, max_bytes=1000)
+    with Redis.from_url(redis_url) as redis:
+        redis.flushdb()
+        await publisher.publish([Page(id=waiting, model_uri="models:/a/1", lane="interactive", jobs=1)])
+        assert (await asyncio.to_thread(rescue, process, redis, publisher)).put_back == 1
+        assert redis.llen("interactive.first") == 1
+        redis.delete("interactive.first")
+        await asyncio.sleep(0.01)
+        assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 1
+        assert (redis.llen("interactive.first"), redis.llen("interactive")) == (1, 1)
+        assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 0, "it is there again"
+    publisher.close()
+
+
 async def test_dead_jobs_can_be_tried_again_or_deleted(
     client: AsyncClient, ledger: Ledger, redis_url: str, iris_model: str, eventually: Callable[..., Any]
 ) -> None:
