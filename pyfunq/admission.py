@@ -9,6 +9,7 @@ from pyfunq.errors import BacklogFull, InvalidInput
 from pyfunq.job import Lane
 
 _FRESH_SECONDS = 1.0
+_FRESH_ENOUGH_TO_REFUSE_SECONDS = 0.1
 _COUNTING_SHARE = 0.05
 """Counting a large lane takes a while; it must not be what keeps Postgres busy."""
 _FIRST_HINT_SECONDS = 5.0
@@ -34,9 +35,8 @@ class _Depth:
     def is_known(self) -> bool:
         return self.at > 0
 
-    @property
-    def is_stale(self) -> bool:
-        return time.monotonic() > self.at + max(_FRESH_SECONDS, self.took / _COUNTING_SHARE)
+    def is_older_than(self, seconds: float) -> bool:
+        return time.monotonic() > self.at + max(seconds, self.took / _COUNTING_SHARE)
 
     def update(self, counted: int, since: int, begun: float) -> None:
         now = time.monotonic()
@@ -56,18 +56,26 @@ class Admission:
 
     async def admit(self, lane: Lane, jobs: int) -> None:
         """Raises BacklogFull where the lane has no room for the jobs, InvalidInput where it never will."""
-        if jobs > self._bound:
-            raise InvalidInput(
-                f"{jobs:,} jobs at once are more than lane {lane} may hold, {self._bound:,} (PYFUNQ_MAX_QUEUED_JOBS)"
-            )
+        self.check_fits(lane, jobs)
         depth = self._lanes[lane]
-        if depth.is_stale:
+        if depth.is_older_than(_FRESH_SECONDS):
             counting = self._start_counting(lane, depth)
             if not depth.is_known or depth.now + jobs > self._bound // 2:
                 await asyncio.shield(counting)
+        if depth.now + jobs > self._bound and depth.is_older_than(_FRESH_ENOUGH_TO_REFUSE_SECONDS):
+            await asyncio.shield(self._start_counting(lane, depth))
         if depth.now + jobs > self._bound:
             raise self._full(lane, depth, jobs)
         depth.since += jobs
+
+    def check_fits(self, lane: Lane, jobs: int) -> None:
+        """Raises InvalidInput where the lane never has room for so many jobs at once."""
+        if jobs > self._bound:
+            raise InvalidInput(
+                f"more jobs at once than lane {lane} may hold, {self._bound:,} (PYFUNQ_MAX_QUEUED_JOBS); "
+                "submit fewer at a time, or a batch",
+                field="inputs",
+            )
 
     async def admit_when_there_is_room(self, lane: Lane, jobs: int) -> None:
         while True:

@@ -3,8 +3,9 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, ca
 from uuid import UUID
 
 from pyfunq.admission import Admission
-from pyfunq.entries import NewJob
+from pyfunq.entries import NewJob, request_digest
 from pyfunq.errors import (
+    BacklogFull,
     InvalidInput,
+    LedgerUnavailable,
     PyFunQError,
     UnknownBatch,
     UnknownJob,
@@ -46,6 +49,7 @@ _SIGNATURE_SECONDS = 2.0
 _BATCH_POLL_SECONDS = 0.2
 _CHUNKS_IN_FLIGHT = 8
 _RESULTS_AT_ONCE = 16
+_TIDY_SECONDS = 10.0
 
 
 class AsyncClient:
@@ -107,7 +111,15 @@ class AsyncClient:
         """
         limits = JobLimits.of(expires_in, timeout, retries, idempotency_key)
         (new,) = await self._new_jobs(model, [inputs], params, lane, limits)
-        await self._admission.admit(new.lane, 1)
+        if new.idempotency_key:
+            new = replace(new, request=request_digest(new.model_uri, new.lane, inputs, params, new.input))
+        try:
+            await self._admission.admit(new.lane, 1)
+        except BacklogFull:
+            # What was accepted before takes no room.
+            if (other := await self._submitter.submitted_before(new)) is None:
+                raise
+            return await self._ledger.get(other)
         others = await self._submitter.submit([new])
         return await self._ledger.get(others[new.id]) if others else _as_job(new)
 
@@ -138,7 +150,7 @@ class AsyncClient:
         limits: JobLimits,
     ) -> Sequence[NewJob]:
         model_uri, signature = await self._model(model)
-        encoded = self._encode_all(inputs, params, signature)
+        encoded = self._encode_all(inputs, params, signature, _lane(lane))
         return [
             NewJob(
                 id=new_id(),
@@ -186,7 +198,8 @@ class AsyncClient:
             await self._submit_chunks(batch_id, model_uri, _lane(lane), chunks, limits, on_progress)
         except BaseException as exc:
             error = JobError(code=getattr(exc, "code", "interrupted"), message=f"submitting stopped: {_said(exc)}")
-            await asyncio.shield(self._ledger.fail_batch(batch_id, error))
+            with suppress(LedgerUnavailable):
+                await asyncio.shield(self._ledger.fail_batch(batch_id, error))
             raise
         await self._ledger.close_batch(batch_id)
         return await self._ledger.batch(batch_id)
@@ -325,10 +338,12 @@ class AsyncClient:
         return model_uri, known[1]
 
     def _encode_all(
-        self, inputs: Iterable[Any], params: Mapping[str, Any] | None, signature: Signature | None
+        self, inputs: Iterable[Any], params: Mapping[str, Any] | None, signature: Signature | None, lane: Lane
     ) -> Sequence[EncodedInput]:
         encoded = []
+        known = len(inputs) if isinstance(inputs, Sized) else 0
         for i, one in enumerate(inputs):
+            self._admission.check_fits(lane, max(known, i + 1))
             try:
                 encoded.append(encode_input(one, params, signature=signature, max_bytes=self._settings.max_input_bytes))
             except InvalidInput as exc:
@@ -421,14 +436,21 @@ class Client:
         self._loop.close()
 
     def _run(self, awaitable: Awaitable[R]) -> R:
+        ended = threading.Event()
+
         async def run() -> R:
-            return await awaitable
+            try:
+                return await awaitable
+            finally:
+                ended.set()
 
         future = asyncio.run_coroutine_threadsafe(run(), self._loop)
         try:
             return future.result()
         except BaseException:
-            future.cancel()
+            if future.cancel():
+                # An interrupted call tidies up, and needs the connections for it.
+                ended.wait(_TIDY_SECONDS)
             raise
 
     @staticmethod

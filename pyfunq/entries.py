@@ -1,12 +1,16 @@
 """What goes into the ledger and what comes out of it: jobs on their way, claims, outcomes, pages, model versions."""
 
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from pyfunq.inputs import EncodedInput
+from pyfunq.errors import InvalidInput
+from pyfunq.inputs import EncodedInput, encode_input
 from pyfunq.job import JobError, JobStatus, Lane
 
 
@@ -25,15 +29,8 @@ class NewJob:
     timeout_seconds: float | None = None
     retries: int = 0
     idempotency_key: str | None = None
-
-    def digest(self) -> bytes:
-        """What must be equal for two submits to be the same request."""
-        parts = (self.model_uri, str(self.lane), self.input.format)
-        content = (*(part.encode() for part in parts), self.input.payload, self.input.params or b"")
-        digest = hashlib.sha256()
-        for part in content:
-            digest.update(len(part).to_bytes(8, "big") + part)
-        return digest.digest()
+    request: bytes = b""
+    """With an idempotency key: the digest of what was asked (`request_digest`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +145,29 @@ Keys = dict[str, tuple[bytes, UUID]]
 """What idempotency keys stand for: the request's digest, and the job."""
 
 
+def request_digest(
+    model_uri: str, lane: Lane, inputs: Any, params: Mapping[str, Any] | None, encoded: EncodedInput
+) -> bytes:
+    """What must be equal for two submits to be the same request: model URI, lane, input and params, as they were given.
+
+    How an input is encoded depends on the model's signature, which may become known, or another, between two submits;
+    so what counts is its encoding without one, or `encoded` where a signature is needed to understand it.
+    """
+    with suppress(InvalidInput):
+        encoded = encode_input(inputs, params, signature=None, max_bytes=sys.maxsize)
+    parts = (model_uri, str(lane), encoded.format)
+    digest = hashlib.sha256()
+    for part in (*(part.encode() for part in parts), encoded.payload, encoded.params or b""):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()
+
+
 def not_needed(jobs: Sequence[tuple[UUID, NewJob]], keys: Keys) -> dict[UUID, UUID | None]:
     """Jobs whose key stands for another: for that one's id, or for None where it is of another request."""
     others: dict[UUID, UUID | None] = {}
     for _, job in jobs:
         if job.idempotency_key:
-            digest, owner = keys[job.idempotency_key]
+            digest, owner = keys.get(job.idempotency_key, (job.request, job.id))
             if owner != job.id:
-                others[job.id] = owner if digest == job.digest() else None
+                others[job.id] = owner if digest == job.request else None
     return others

@@ -31,7 +31,13 @@ _CONNECT_SECONDS = 10.0
 _COMMAND_SECONDS = 60.0
 _RUNNING = str(JobStatus.RUNNING)
 # Every statement has an index to go by. A plan that was made while the table was small would read all of it later.
-_SERVER_SETTINGS = {"application_name": "pyfunq", "jit": "off", "enable_seqscan": "off"}
+_SERVER_SETTINGS = {
+    "application_name": "pyfunq",
+    "jit": "off",
+    "enable_seqscan": "off",
+    # A process that is stopped inside a transaction would hold up all who submit with its keys.
+    "idle_in_transaction_session_timeout": "10000",
+}
 
 
 @contextmanager
@@ -53,6 +59,7 @@ def ledger_errors() -> Iterator[None]:
         asyncpg.CannotConnectNowError,
         asyncpg.AdminShutdownError,
         asyncpg.CrashShutdownError,
+        asyncpg.IdleInTransactionSessionTimeoutError,
         asyncpg.TooManyConnectionsError,
     ) as exc:
         raise LedgerUnavailable(f"Postgres cannot be reached ({type(exc).__name__})") from exc
@@ -110,12 +117,22 @@ class Ledger:
             await self._execute("submit", *_columns(jobs))
             return {}
         with ledger_errors():
-            async with self._pool.acquire() as connection, connection.transaction():
+            async with self._pool.acquire() as connection, connection.transaction(isolation="read_committed"):
                 others = not_needed(jobs, await self._take_keys(connection, jobs, keys_last_seconds))
                 new = [(page, job) for page, job in jobs if job.id not in others]
                 if new:
                     await connection.execute(self._sql["submit"], *_columns(new))
         return others
+
+    async def submit_again(
+        self, jobs: Sequence[tuple[UUID, NewJob]], *, keys_last_seconds: float = 86_400.0
+    ) -> dict[UUID, UUID | None]:
+        """`submit` after one of the same jobs whose connection broke: waits for it; only one of them is committed."""
+        try:
+            return await self.submit(jobs, keys_last_seconds=keys_last_seconds)
+        except asyncpg.UniqueViolationError:  # the first one was committed
+            keys = [job.idempotency_key for _, job in jobs if job.idempotency_key]
+            return not_needed(jobs, await self.keys(keys, last_seconds=keys_last_seconds)) if keys else {}
 
     async def _take_keys(self, connection: Any, jobs: Sequence[tuple[UUID, NewJob]], last_seconds: float) -> Keys:
         """Each key's job: of these jobs the first, or one that was accepted before."""
@@ -123,14 +140,14 @@ class Ledger:
         keys = sorted(first)  # one order everywhere, so that two transactions never wait for each other
         wanted = [first[key] for key in keys]
         await connection.execute(
-            self._sql["take_keys"], keys, [job.digest() for job in wanted], [job.id for job in wanted], last_seconds
+            self._sql["take_keys"], keys, [job.request for job in wanted], [job.id for job in wanted], last_seconds
         )
         # A statement of its own: it sees what a concurrent transaction, for which the first one waited, committed.
-        return _keys(await connection.fetch(self._sql["read_keys"], keys))
+        return _keys(await connection.fetch(self._sql["read_keys"], keys, last_seconds))
 
-    async def keys(self, keys: Sequence[str]) -> Keys:
+    async def keys(self, keys: Sequence[str], *, last_seconds: float) -> Keys:
         """What those of the idempotency keys stand for that stand for anything."""
-        return _keys(await self._fetch("read_keys", list(keys)))
+        return _keys(await self._fetch("read_keys", list(keys), last_seconds))
 
     async def drop_old_keys(self, *, older_than_seconds: float) -> None:
         """Forgets idempotency keys, 10,000 at most."""

@@ -30,11 +30,15 @@ class JobLimits:
         """Raises InvalidInput."""
         if not isinstance(retries, int) or not 0 <= retries <= _MOST_RETRIES:
             raise InvalidInput(f"retries is a whole number from 0 to {_MOST_RETRIES}", field="retries")
-        if idempotency_key is not None and not (1 <= len(idempotency_key) <= 255 and idempotency_key.isprintable()):
+        if idempotency_key is not None and not _is_key(idempotency_key):
             raise InvalidInput("an idempotency key has 1 to 255 printable characters", field="idempotency_key")
         seconds = _seconds("expires_in", expires_in, _LONGEST_EXPIRY_SECONDS)
         expires_at = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
         return cls(expires_at, _seconds("timeout", timeout, _LONGEST_TIMEOUT_SECONDS), retries, idempotency_key)
+
+
+def _is_key(key: object) -> bool:
+    return isinstance(key, str) and 1 <= len(key) <= 255 and key.isprintable()
 
 
 def _seconds(field: str, value: float | timedelta | None, longest: float) -> float | None:

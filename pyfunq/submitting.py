@@ -9,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
-from pyfunq.entries import NewJob, Page, not_needed
+from pyfunq.entries import Keys, NewJob, Page, not_needed
 from pyfunq.errors import AcceptanceUnknown, IdempotencyConflict, LedgerUnavailable, QueueUnavailable
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _FLUSH_JOBS = 5_000
 _FLUSH_BYTES = 16 * 1024 * 1024
 _PAGE_JOBS = 1_000
-_ASK_AGAIN_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
+_TRY_AGAIN_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 # No connection could be opened, so no statement was sent.
 _NEVER_SENT = (
     ConnectionRefusedError,
@@ -60,6 +60,16 @@ class Submitter:
         if self._flushing is None:
             self._flushing = asyncio.create_task(self._flush_all())
         return await committed
+
+    async def submitted_before(self, job: NewJob) -> UUID | None:
+        """The job that this job's idempotency key stands for already. Raises IdempotencyConflict."""
+        keys = await self._keys([job.idempotency_key]) if job.idempotency_key else {}
+        if job.idempotency_key not in keys:
+            return None
+        other = not_needed([(job.id, job)], keys)[job.id]
+        if other is None:
+            raise IdempotencyConflict
+        return other
 
     async def close(self) -> None:
         """Waits until what was submitted is committed and its messages are sent (or given up)."""
@@ -113,25 +123,24 @@ class Submitter:
         except LedgerUnavailable as exc:
             if isinstance(exc.__cause__, _NEVER_SENT):
                 raise
-            others = await self._ask_after(placed)
-            if others is None:
-                raise
-            return others
+            return await self._commit_again(placed)
 
-    async def _ask_after(self, placed: Sequence[tuple[UUID, NewJob]]) -> dict[UUID, UUID | None] | None:
-        """What became of a commit during which the connection broke, and which is of all the jobs or none (None)."""
-        plain = [job.id for _, job in placed if not job.idempotency_key]
-        keyed = {job.idempotency_key: job.id for _, job in placed if job.idempotency_key}
-        for pause in _ASK_AGAIN_SECONDS:
+    async def _commit_again(self, placed: Sequence[tuple[UUID, NewJob]]) -> dict[UUID, UUID | None]:
+        """After a connection that broke during a commit.
+
+        To ask for the jobs would not do: their transaction may be under way yet. Submitting the same ids waits for it,
+        and of the two only one is committed.
+        """
+        for pause in _TRY_AGAIN_SECONDS:
             await asyncio.sleep(pause)
             try:
-                keys = await self._ledger.keys(list(keyed)) if keyed else {}
-                found = await self._ledger.get_many(plain[:1])
+                return await self._ledger.submit_again(placed, keys_last_seconds=self._keys_last_seconds)
             except LedgerUnavailable:
                 continue
-            # Where all of it was submitted before, by key, whether it was committed again makes no difference.
-            return not_needed(placed, keys) if found or (not plain and len(keys) == len(keyed)) else None
         raise AcceptanceUnknown
+
+    async def _keys(self, keys: Sequence[str]) -> Keys:
+        return await self._ledger.keys(keys, last_seconds=self._keys_last_seconds) if keys else {}
 
     async def publish(self, pages: Sequence[Page]) -> None:
         """Sends the messages of committed jobs; what cannot be sent now is left to rescue."""

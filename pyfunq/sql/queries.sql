@@ -14,18 +14,20 @@ ON CONFLICT (key) DO UPDATE SET digest = EXCLUDED.digest, job_id = EXCLUDED.job_
 WHERE idempotency.created_at <= now() - make_interval(secs => $4)
 
 -- name: read_keys
--- What idempotency keys stand for; after `take_keys`, whoever took them.
-SELECT key, digest, job_id FROM idempotency WHERE key = ANY ($1::text[])
+-- What idempotency keys ($1) younger than $2 seconds stand for; after `take_keys`, whoever took them.
+SELECT key, digest, job_id FROM idempotency
+WHERE key = ANY ($1::text[]) AND created_at > now() - make_interval(secs => $2)
 
 -- name: drop_old_keys
 -- Forgets idempotency keys older than $1 seconds.
 DELETE FROM idempotency
 WHERE key = ANY (ARRAY(SELECT key FROM idempotency WHERE created_at <= now() - make_interval(secs => $1)
-                       ORDER BY created_at LIMIT 10000))
+                       ORDER BY created_at LIMIT 10000 FOR UPDATE SKIP LOCKED))
 
 -- name: count_queued
--- Queued jobs of a lane ($1), of which no more than $2 are counted.
-SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND lane = $1 LIMIT $2) AS counted
+-- Queued jobs of a lane ($1), of which no more than $2 are counted. Without those few whose process died: so an index
+-- that knows the lanes answers alone, and a large lane is not read to count a small one.
+SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND crashes = 0 AND lane = $1 LIMIT $2) AS counted
 
 -- name: claim
 -- Takes a page's queued jobs ($1) for a worker process ($2) and, where the caps ($3 jobs, $4 rows, $5 bytes) leave
@@ -173,8 +175,11 @@ SELECT id FROM job WHERE id = ANY ($1::uuid[]) AND status = 'cancelled' AND term
 
 -- name: cancel
 -- Withdraws jobs that are not final; a result that arrives later finds no running job. $2: stop their calls as well.
-UPDATE job SET status = 'cancelled', finished_at = now(), terminate = $2 AND status = 'running'
-WHERE id = ANY ($1::uuid[]) AND status IN ('queued', 'running')
+-- Those that were cancelled before without it are stopped by it too.
+UPDATE job SET status = 'cancelled', finished_at = CASE WHEN status = 'cancelled' THEN finished_at ELSE now() END,
+               terminate = $2 AND status IN ('running', 'cancelled')
+WHERE id = ANY ($1::uuid[])
+  AND (status IN ('queued', 'running') OR ($2 AND status = 'cancelled' AND NOT terminate AND worker_id IS NOT NULL))
 RETURNING id
 
 -- name: requeue_dead
@@ -188,15 +193,17 @@ RETURNING job.page_id AS id, job.model_uri, job.lane, 1 AS jobs
 
 -- name: purge_dead
 -- Deletes dead jobs that ended more than $1 seconds ago, and frees their idempotency keys.
-WITH gone AS (
-    DELETE FROM job
-    WHERE id = ANY (ARRAY(SELECT id FROM job WHERE status = 'dead' AND finished_at <= now() - make_interval(secs => $1)
-                          LIMIT 10000))
-    RETURNING id
+-- Keys are locked in the order in which submits lock them.
+WITH doomed AS MATERIALIZED (
+    SELECT id FROM job WHERE status = 'dead' AND finished_at <= now() - make_interval(secs => $1)
+    LIMIT 10000
+    FOR UPDATE SKIP LOCKED
+), locked AS MATERIALIZED (
+    SELECT key FROM idempotency WHERE job_id = ANY (ARRAY(SELECT id FROM doomed)) ORDER BY key FOR UPDATE
 ), freed AS (
-    DELETE FROM idempotency WHERE job_id = ANY (ARRAY(SELECT id FROM gone))
+    DELETE FROM idempotency WHERE key = ANY (ARRAY(SELECT key FROM locked))
 )
-SELECT id FROM gone
+DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM doomed)) RETURNING id
 
 -- name: cancel_batch
 -- Withdraws a batch's jobs that are not final.

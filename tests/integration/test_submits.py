@@ -1,6 +1,9 @@
 """What submits promise beyond acceptance: idempotency keys, a bound on what waits, limits and retries."""
 
 import asyncio
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,9 +51,6 @@ async def test_a_hundred_concurrent_submits_with_one_key_are_one_job(settings: S
 
 
 def test_of_many_processes_one_key_makes_one_job(settings: Settings) -> None:
-    import subprocess
-    import sys
-
     program = (
         "import sys; from pyfunq import Client\n"
         "with Client(database_url=sys.argv[1], redis_url=sys.argv[2]) as client:\n"
@@ -85,8 +85,8 @@ async def test_the_same_key_returns_the_job_as_it_is_now_and_refuses_another_req
     assert (await client.submit(MODEL, split(SETOSA), idempotency_key="b")).id != job.id
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, "a\nb"])
-async def test_a_key_that_cannot_be_one_is_refused(client: AsyncClient, key: str) -> None:
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", 7, b"a"])
+async def test_a_key_that_cannot_be_one_is_refused(client: AsyncClient, key: Any) -> None:
     with pytest.raises(InvalidInput, match="idempotency key"):
         await client.submit(MODEL, split(SETOSA), idempotency_key=key)
 
@@ -112,6 +112,63 @@ async def test_a_key_is_free_again_after_its_time_and_after_its_job_was_purged(
         await connection.close()
 
 
+async def waiting_for_locks(connection: asyncpg.Connection, sessions: int) -> bool:
+    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return await connection.fetchval(count) >= sessions
+
+
+async def test_a_key_that_is_taken_again_is_not_forgotten(
+    ledger: Ledger, client: AsyncClient, database_url: str
+) -> None:
+    """A submit holds an old key and wants the next; rescue forgets old keys at the same time."""
+    connection = await asyncpg.connect(database_url)
+    for key in "ab":
+        await client.submit(MODEL, split(SETOSA), idempotency_key=key)
+    await connection.execute("UPDATE idempotency SET created_at = now() - interval '2 days'")
+    async with connection.transaction():
+        await connection.execute("UPDATE idempotency SET created_at = now() WHERE key = 'a'")
+        async with asyncio.timeout(5):
+            await ledger.drop_old_keys(older_than_seconds=86_400)
+    assert [row["key"] for row in await connection.fetch("SELECT key FROM idempotency")] == ["a"]
+    await connection.close()
+
+
+async def test_a_dead_job_that_is_being_put_back_is_not_purged(
+    ledger: Ledger, client: AsyncClient, database_url: str
+) -> None:
+    job = await client.submit(MODEL, split(SETOSA))
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("UPDATE job SET status = 'dead', finished_at = now()")
+    async with connection.transaction():
+        await connection.execute("UPDATE job SET status = 'queued', finished_at = NULL")
+        async with asyncio.timeout(5):
+            assert await ledger.purge_dead(older_than_seconds=0) == 0
+    assert (await client.get(job)).status is JobStatus.QUEUED
+    await connection.close()
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_commit_that_outlives_its_connection_is_waited_for(
+    settings: Settings, ledger: Ledger, database_url: str, eventually: Callable[..., Any], key: str | None
+) -> None:
+    connection, watch = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
+    async with AsyncClient(settings) as client:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE job IN SHARE MODE")
+            submit = asyncio.create_task(client.submit(MODEL, split(SETOSA), idempotency_key=key))
+            await eventually("the commit is under way", lambda: waiting_for_locks(watch, 1))
+            for holder in client._ledger._pool._holders:
+                if holder._in_use:
+                    holder._con.terminate()
+            await eventually("it is submitted again", lambda: waiting_for_locks(watch, 2))
+        job = await submit
+        assert [found.id for found in await ledger.list_jobs()] == [job.id]
+        if key is not None:
+            assert (await client.submit(MODEL, split(SETOSA), idempotency_key=key)).id == job.id
+    await connection.close()
+    await watch.close()
+
+
 async def test_a_full_lane_refuses_submits_and_a_batch_waits_for_room(
     settings: Settings, process: WorkerProcess, ledger: Ledger, iris_model: str, eventually: Callable[..., Any]
 ) -> None:
@@ -134,6 +191,43 @@ async def test_a_full_lane_refuses_submits_and_a_batch_waits_for_room(
             await asyncio.sleep(0.05)
         done = await batch
     assert (done.jobs, done.rows) == (12, 12)
+
+
+async def test_ctrl_c_ends_a_batch_that_waits_for_room(
+    settings: Settings, database_url: str, tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
+    pd.DataFrame({"x": range(9)}).to_csv(tmp_path / "rows.csv", index=False)
+    program = (
+        "import sys; from pyfunq import Client\n"
+        "with Client(database_url=sys.argv[1], redis_url=sys.argv[2], max_queued_jobs=3) as client:\n"
+        "    client.submit_batch('models:/any/1', sys.argv[3], chunk_rows=1)"
+    )
+    arguments = [settings.database, settings.redis, str(tmp_path / "rows.csv")]
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, *arguments, stderr=asyncio.subprocess.PIPE
+    )
+    async with AsyncClient(settings) as client:
+        await eventually("the lane is full", lambda: has_jobs(client, 3))
+        connection, watch = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE batch IN SHARE MODE")
+            running.send_signal(signal.SIGINT)
+            await eventually("the batch is being ended", lambda: waiting_for_locks(watch, 1))
+            await asyncio.sleep(0.5)  # during which the client must not close
+        await connection.close()
+        await watch.close()
+        async with asyncio.timeout(30):
+            _, said = await running.communicate()
+        assert b"LedgerUnavailable" not in said
+        jobs = await client.list()
+        assert {job.status for job in jobs} == {JobStatus.CANCELLED}
+        batch = await client.get_batch(jobs[0].batch_id or "")
+        assert batch.error is not None
+        assert batch.is_final
+
+
+async def has_jobs(client: AsyncClient, count: int) -> bool:
+    return len(await client.list()) == count
 
 
 async def test_retries_are_made_as_often_as_was_asked(

@@ -141,7 +141,13 @@ async def test_a_waiting_backlog_is_published_again_only_when_its_messages_are_g
 
 
 async def test_what_goes_first_is_missed_although_its_lane_has_an_older_backlog(
-    settings: Settings, client: AsyncClient, ledger: Ledger, process: WorkerProcess, redis_url: str, iris_model: str
+    settings: Settings,
+    client: AsyncClient,
+    ledger: Ledger,
+    process: WorkerProcess,
+    redis_url: str,
+    iris_model: str,
+    eventually: Callable[..., Any],
 ) -> None:
     process.settings = settings.model_copy(update={"publish_grace_seconds": 0.001})
     publisher = Publisher(make_app(settings))
@@ -149,6 +155,7 @@ async def test_what_goes_first_is_missed_although_its_lane_has_an_older_backlog(
     job = await client.submit("models:/iris/1", split(SETOSA))
     await ledger.claim(job.id, new_id(), max_jobs=1, max_rows=1, max_bytes=1000)
     with Redis.from_url(redis_url) as redis:
+        await eventually("its message is sent", lambda: redis.llen("interactive"))
         redis.flushdb()
         await publisher.publish([Page(id=waiting, model_uri="models:/a/1", lane="interactive", jobs=1)])
         assert (await asyncio.to_thread(rescue, process, redis, publisher)).put_back == 1

@@ -61,36 +61,32 @@ class Recorder:
         self.flushes: list[int] = []
         self.published: list[Page] = []
         self.open = asyncio.Event()
-        self.failure: Exception | None = None
+        self.failures: list[Exception] = []
         self.kept: set[UUID] = set()
-        self.away = False
         self.taken: dict[str | None, UUID | None] = {}
-        self.known: dict[str, tuple[bytes, UUID]] = {}
 
     async def submit(
         self, placed: Sequence[tuple[UUID, NewJob]], *, keys_last_seconds: float
     ) -> dict[UUID, UUID | None]:
         self.flushes.append(len(placed))
         await self.open.wait()
-        if self.failure:
-            raise self.failure
+        if self.failures:
+            raise self.failures.pop(0)
         others = {job.id: self.taken[job.idempotency_key] for _, job in placed if job.idempotency_key in self.taken}
         self.kept |= {job.id for _, job in placed if job.id not in others}
         return others
 
-    async def keys(self, keys: Sequence[str]) -> dict[str, tuple[bytes, UUID]]:
-        if self.away:
-            raise LedgerUnavailable
-        return {key: self.known[key] for key in keys if key in self.known}
-
-    async def get_many(self, ids: Sequence[UUID]) -> list[UUID]:
-        if self.away:
-            raise LedgerUnavailable
-        return [i for i in ids if i in self.kept]
+    submit_again = submit
 
     async def publish(self, pages: Sequence[Page]) -> None:
         self.published.extend(pages)
         raise QueueUnavailable
+
+
+def refused() -> LedgerUnavailable:
+    error = LedgerUnavailable()
+    error.__cause__ = ConnectionRefusedError()
+    return error
 
 
 async def test_what_comes_during_a_flush_is_committed_with_the_next() -> None:
@@ -106,38 +102,37 @@ async def test_what_comes_during_a_flush_is_committed_with_the_next() -> None:
     assert [p.jobs for p in recorder.published] == [1, 9], "and Redis being away was nobody's error"
 
 
-async def test_a_connection_that_breaks_during_a_commit_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyfunq.submitting._ASK_AGAIN_SECONDS", (0.0, 0.01))
+async def test_after_a_connection_that_broke_during_a_commit_the_same_jobs_are_submitted_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pyfunq.submitting._TRY_AGAIN_SECONDS", (0.0, 0.01))
     recorder = Recorder()
     recorder.open.set()
-    recorder.failure = LedgerUnavailable()
     submitter = Submitter(recorder, recorder)  # type: ignore[arg-type]
-    there, gone = job(), job()
-    recorder.kept.add(there.id)
-    await submitter.submit([there])
-    with pytest.raises(LedgerUnavailable):
-        await submitter.submit([gone])
-    recorder.away = True
+    recorder.failures = [LedgerUnavailable(), LedgerUnavailable()]
+    one = job()
+    await submitter.submit([one])
+    assert (recorder.flushes, recorder.kept) == ([1, 1, 1], {one.id})
+    recorder.failures = [LedgerUnavailable()] * 3
     with pytest.raises(AcceptanceUnknown):
-        await submitter.submit([there])
-    recorder.failure = LedgerUnavailable()
-    recorder.failure.__cause__ = ConnectionRefusedError()
-    with pytest.raises(LedgerUnavailable) as refused:
-        await submitter.submit([gone])
-    assert type(refused.value) is LedgerUnavailable, "nothing was sent, so nobody need be asked"
+        await submitter.submit([job()])
+    recorder.failures = [refused()]
+    with pytest.raises(LedgerUnavailable) as caught:
+        await submitter.submit([job()])
+    assert type(caught.value) is LedgerUnavailable, "nothing was sent"
     await submitter.close()
 
 
 async def test_a_failed_commit_is_told_to_all_who_wait_for_it_and_to_nobody_later() -> None:
     recorder = Recorder()
     recorder.open.set()
-    recorder.failure = LedgerUnavailable()
+    recorder.failures = [refused()] * 2
     submitter = Submitter(recorder, recorder)  # type: ignore[arg-type]
     ends = await asyncio.gather(*(submitter.submit([job()]) for _ in range(3)), return_exceptions=True)
     assert [type(end) for end in ends] == [LedgerUnavailable] * 3
-    recorder.failure = None
+    recorder.failures = []
     await submitter.submit([job()])
-    recorder.failure = LedgerUnavailable()
+    recorder.failures = [refused()]
     with pytest.raises(LedgerUnavailable):
         await submitter.submit([job()])
 
@@ -160,21 +155,3 @@ async def test_a_conflict_belongs_to_its_own_caller_and_a_page_without_jobs_is_n
     assert recorder.flushes == [1, 3], "one transaction"
     await submitter.close()
     assert {page.model_uri for page in recorder.published} == {"models:/a/1"}
-
-
-@pytest.mark.parametrize("committed", [True, False])
-async def test_after_a_broken_commit_the_keys_tell_what_became_of_it(committed: bool) -> None:
-    recorder = Recorder()
-    recorder.open.set()
-    recorder.failure = LedgerUnavailable()
-    submitter = Submitter(recorder, recorder)  # type: ignore[arg-type]
-    mine, again = job(key="mine"), job(key="again")
-    there = new_id()
-    recorder.known = {"again": (again.digest(), there)}
-    if committed:
-        recorder.known["mine"] = (mine.digest(), mine.id)
-        assert await submitter.submit([mine, again]) == {again.id: there}
-    else:
-        with pytest.raises(LedgerUnavailable):
-            await submitter.submit([mine, again])
-    await submitter.close()
