@@ -198,6 +198,7 @@ def test_a_worker_that_is_killed_loses_nothing(point: FaultPoint, ground: Ground
         assert ground.claimed_at(jobs, CLAIMS[point]) - died <= 30.0
 
 
+@pytest.mark.slow
 def test_after_the_end_of_another_host_its_jobs_run_within_thirty_seconds(ground: Ground) -> None:
     """By the heartbeats alone, with the default settings: nobody there could look for the processes."""
     ground.start_worker()
@@ -289,6 +290,7 @@ def test_a_job_that_is_terminated_makes_room_at_once(shared: Ground) -> None:
     assert shared.programs[0].children() == processes
 
 
+@pytest.mark.slow
 def test_a_worker_that_stops_gives_back_at_once_what_it_does_not_finish(ground: Ground) -> None:
     """Six calls of 1.5 s, one after the other, and 2 s to finish: one or two do."""
     worker = ground.start_worker(processes=1, PYFUNQ_BATCH_MAX_JOBS="3", PYFUNQ_DRAIN_SECONDS="2")
@@ -324,6 +326,7 @@ def test_a_child_that_is_killed_while_it_drains_loses_nothing(ground: Ground) ->
     assert ask(ground.settings.database, "SELECT * FROM chaos_rewritten") == []
 
 
+@pytest.mark.slow
 def test_a_rolling_restart_under_load_loses_and_doubles_nothing(ground: Ground) -> None:
     first, second = ground.start_worker(processes=1), ground.start_worker(processes=1)
     jobs = [job for n in range(40) for job in ground.submit(-10.0 - n / 100)]

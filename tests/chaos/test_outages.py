@@ -30,6 +30,8 @@ from tests.chaos import verdict
 from tests.conftest import RegisterModel
 from tests.programs import Program, ask, start_worker, until
 
+pytestmark = pytest.mark.slow
+
 AWAY_SECONDS = 5.0
 MODEL = "models:/waits/1"
 QUICK = {"PYFUNQ_HEARTBEAT_SECONDS": "1", "PYFUNQ_RESCUE_SECONDS": "1", "PYFUNQ_PUBLISH_GRACE_SECONDS": "2"}

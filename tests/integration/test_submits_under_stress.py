@@ -185,7 +185,7 @@ async def test_ctrl_c_ends_a_batch_that_waits_for_room(
         late = time.monotonic() + 1
         await eventually("a second has passed", lambda: time.monotonic() > late)
     await holder.close()
-    _, said = await asyncio.wait_for(program.communicate(), timeout=15)
+    _, said = await asyncio.wait_for(program.communicate(), timeout=40)
     assert (program.returncode, b"Traceback" in said) == (130, False), said.decode()
     jobs = await ledger.list_jobs()
     assert {job.status for job in jobs} == {JobStatus.CANCELLED}
