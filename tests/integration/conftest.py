@@ -1,6 +1,7 @@
 """A worker process, a client and models, for tests in one process on real servers."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,11 @@ from worker.run_batch import run_page
 
 IRIS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
 SETOSA, VIRGINICA = [5.1, 3.5, 1.4, 0.2], [6.3, 2.9, 5.6, 1.8]
+
+
+def hear_ctrl_c() -> None:
+    """For a child process: what a shell starts in the background, these tests perhaps, is deaf to SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def split(*rows: list[Any], columns: list[str] = IRIS) -> dict[str, Any]:

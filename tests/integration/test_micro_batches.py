@@ -30,14 +30,16 @@ from worker.run_batch import Model, Setback, predict
 
 
 class Particular(PythonModel):
-    """Sums rows; raises on one value, and answers one row short on another."""
+    """Sums rows; raises on one value, answers one row short on another, with that row's text on a third."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         first = model_input.iloc[:, 0]
         if (first == 7.0).any():
             raise ValueError("not seven")
         sums = model_input.sum(axis=1).to_numpy()
-        return sums[:-1] if (first == 6.0).any() else sums
+        if (first == 6.0).any():
+            return sums[:-1]
+        return [str(total) if x == 5.0 else total for x, total in zip(first, sums.tolist(), strict=True)]
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +55,9 @@ def various_models(register: RegisterModel) -> list[str]:
 
 LOGISTIC, RIDGE = "models:/various-logistic/1", "models:/various-ridge/1"
 VALUES = st.one_of(st.sampled_from([5.0, 6.0, 7.0]), st.floats(0, 8, width=32), st.integers(0, 8))
-ROWS = st.lists(st.lists(VALUES, min_size=4, max_size=4), min_size=1, max_size=5)
+ROWS = st.one_of(
+    st.lists(st.lists(kind, min_size=4, max_size=4), min_size=1, max_size=5) for kind in (VALUES, st.integers(0, 8))
+)
 DEFECTS = ["none"] * 6 + ["column missing", "column more", "text", "null", "columns turned round"]
 FORMS = ["dataframe_split", "dataframe_records"]
 JOBS = st.lists(

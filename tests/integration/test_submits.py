@@ -20,7 +20,7 @@ from pyfunq.job import JobStatus
 from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
 from tests.conftest import RegisterModel
-from tests.integration.conftest import SETOSA, VIRGINICA, Work, split
+from tests.integration.conftest import SETOSA, VIRGINICA, Work, hear_ctrl_c, split
 from worker.process import WorkerProcess
 from worker.run_batch import run_page
 
@@ -204,7 +204,7 @@ async def test_ctrl_c_ends_a_batch_that_waits_for_room(
     )
     arguments = [settings.database, settings.redis, str(tmp_path / "rows.csv")]
     running = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, *arguments, stderr=asyncio.subprocess.PIPE
+        sys.executable, "-c", program, *arguments, stderr=asyncio.subprocess.PIPE, preexec_fn=hear_ctrl_c
     )
     async with AsyncClient(settings) as client:
         await eventually("the lane is full", lambda: has_jobs(client, 3))

@@ -18,7 +18,7 @@ from pyfunq.errors import BacklogFull, InvalidInput, LedgerUnavailable
 from pyfunq.job import JobStatus, Lane
 from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
-from tests.integration.conftest import SETOSA, VIRGINICA, Work, split
+from tests.integration.conftest import SETOSA, VIRGINICA, Work, hear_ctrl_c, split
 
 MODEL = "models:/iris/1"
 
@@ -171,6 +171,7 @@ async def test_ctrl_c_ends_a_batch_that_waits_for_room(
             "PYFUNQ_MAX_QUEUED_JOBS": "5",
         },
         stderr=asyncio.subprocess.PIPE,
+        preexec_fn=hear_ctrl_c,
     )
 
     async def full() -> bool:
