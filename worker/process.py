@@ -28,6 +28,7 @@ from pyfunq.settings import Settings
 from pyfunq.waiting import announcement
 from worker.artifacts import ArtifactStore
 from worker.draining import Drain
+from worker.heartbeat import Heartbeat
 from worker.loop import LoopThread
 from worker.model_cache import LoadedModel, ModelCache
 from worker.registry import Registry
@@ -60,6 +61,7 @@ class WorkerProcess:
         )
         self._versions: dict[int, ModelVersion] = {}
         self._held: dict[UUID, ClaimedJob] = {}
+        self.heartbeat = Heartbeat(settings.heartbeat_seconds)
         self._publisher = Publisher(make_app(settings))
         self._loop = LoopThread()
         self._stack = AsyncExitStack()
@@ -97,6 +99,7 @@ class WorkerProcess:
     async def _beat_once(self) -> None:
         pid = os.getpid()
         await self.ledger.beat(self.id, socket.gethostname(), pid, identity.started(pid))
+        self.heartbeat.arrived()
 
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         return self._loop.run(coroutine)

@@ -47,7 +47,8 @@ def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescue
 
 def rescue_crashed(process: WorkerProcess, publisher: Publisher) -> tuple[int, int]:
     """Puts back, and publishes at once, the jobs of processes that are gone; how many, and how many are dead now."""
-    crashed = process.run(process.ledger.rescue_crashed(process.settings.stale_seconds))
+    silence = process.heartbeat.silence_of_the_dead(process.settings.stale_seconds)
+    crashed = process.run(process.ledger.rescue_crashed(silence))
     put_back = [end.page_id for end in crashed.values() if end.status is JobStatus.QUEUED]
     if put_back:
         publisher.publish_now(process.run(process.ledger.repage(put_back, [new_id() for _ in put_back])))

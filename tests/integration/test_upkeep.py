@@ -29,8 +29,9 @@ from pyfunq.settings import Settings
 from tests.integration.conftest import SETOSA, split
 from worker import upkeep
 from worker.channel import close_without_connection
+from worker.heartbeat import Heartbeat
 from worker.process import WorkerProcess
-from worker.rescue import rescue
+from worker.rescue import rescue, rescue_crashed
 
 
 async def test_of_many_who_want_to_begin_one_does(ledger: Ledger) -> None:
@@ -109,6 +110,31 @@ async def test_this_process_is_no_dead_sibling(ledger: Ledger, process: WorkerPr
 
     assert await asyncio.to_thread(ended_siblings, process) == []
     assert [pid for _, pid, _ in await ledger.processes_of_host(socket.gethostname())] == [os.getpid()]
+
+
+async def test_a_process_that_was_cut_off_takes_nobody_for_dead_at_once(
+    settings: Settings, client: AsyncClient, ledger: Ledger, process: WorkerProcess, database_url: str, iris_model: str
+) -> None:
+    """A partition: nobody's heartbeat arrived for 60 s, and the one that is back first does the rescue."""
+    other = new_id()
+    await ledger.beat(other, "another", 1, "1")
+    job = await client.submit("models:/iris/1", split(SETOSA))
+    await ledger.claim(job.id, other, max_jobs=1, max_rows=1, max_bytes=1000)
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as pool:
+        await pool.execute("UPDATE worker SET seen_at = now() - interval '61 s' WHERE id = $1", other)
+        now = 0.0
+        process.heartbeat = Heartbeat(settings.heartbeat_seconds, lambda: now)
+        now += 60
+        process.heartbeat.arrived()
+        publisher = Publisher(make_app(settings))
+        try:
+            assert await asyncio.to_thread(rescue_crashed, process, publisher) == (0, 0)
+            while now < 60 + settings.stale_seconds:
+                now += settings.heartbeat_seconds
+                process.heartbeat.arrived()
+            assert await asyncio.to_thread(rescue_crashed, process, publisher) == (1, 0), "it did not come back"
+        finally:
+            publisher.close()
 
 
 async def test_a_waiting_backlog_is_published_again_only_when_its_messages_are_gone(
