@@ -218,4 +218,7 @@ def test_a_worker_by_plain_celery_joins_in(cli: Cli, up: Path, until: Callable[.
             plain.terminate()
             plain.wait(30)
     until("it took leave", lambda: processes() == before)
-    assert "warning" not in (up / "logs" / "plain.log").read_text().lower().replace("securitywarning", "")
+    said = (up / "logs" / "plain.log").read_text().lower().splitlines()
+    # Who runs it as root is warned; a message that comes while it takes leave is put back for the others.
+    known = ("securitywarning", "requeuing undeliverable message")
+    assert [line for line in said if "warning" in line and not any(k in line for k in known)] == []
