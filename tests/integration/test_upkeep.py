@@ -121,7 +121,7 @@ async def test_a_process_that_was_cut_off_takes_nobody_for_dead_at_once(
     job = await client.submit("models:/iris/1", split(SETOSA))
     await ledger.claim(job.id, other, max_jobs=1, max_rows=1, max_bytes=1000)
     async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as pool:
-        await pool.execute("UPDATE worker SET seen_at = now() - interval '61 s' WHERE id = $1", other)
+        await pool.execute("UPDATE worker SET seen_at = now() - interval '30 s' WHERE id = $1", other)
         now = 0.0
         process.settings = settings.model_copy(update={"stale_seconds": 1.0})
         process.heartbeat = Heartbeat(0.2, lambda: now)
