@@ -1,10 +1,12 @@
 """`pyfunq batch`: backlogs from files, and their results."""
 
+import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import orjson
 import typer
@@ -12,8 +14,10 @@ import typer
 from producer.options import JsonFlag, RetriesOption, TimeLimitOption
 from producer.output import progress, say, show_json, show_table
 from pyfunq import errors
+from pyfunq.batches import stopped_text
 from pyfunq.client import Client
 from pyfunq.environment import load_settings
+from pyfunq.frames import as_frame
 from pyfunq.job import Batch, JobStatus, Lane
 
 if TYPE_CHECKING:
@@ -24,23 +28,35 @@ app = typer.Typer(no_args_is_help=True, help="Backlogs: many rows from a file, a
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
 
 
+WaitFlag = Annotated[bool, typer.Option("--wait", help="Wait until all of it is final.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Wait, and write the predictions here: .parquet, .csv or .jsonl.")
+]
+
+
 @app.command("submit")
 def submit(
     model: Annotated[str, typer.Argument(help="A model URI, such as models:/iris@champion.")],
-    file: Annotated[Path, typer.Argument(help="A .parquet, .csv or .jsonl file.")],
+    file: Annotated[
+        str,
+        typer.Argument(help="A .parquet, .csv or .jsonl file; by reference also a folder of .parquet files, or a URL."),
+    ],
     chunk_rows: Annotated[int | None, typer.Option(min=1, help="Rows a job.")] = None,
+    by_reference: Annotated[
+        bool, typer.Option("--by-reference", help="The workers read the rows where they are (PYFUNQ_INPUT_ROOTS).")
+    ] = False,
     lane: Annotated[Lane, typer.Option(help="The queue that its jobs wait in.")] = Lane.BULK,
     time_limit: TimeLimitOption = None,
     retries: RetriesOption = 0,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until all of it is final.")] = False,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Wait, and write the predictions here.")] = None,
+    wait: WaitFlag = False,
+    output: OutputOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a file's rows; prints the batch's id."""
     if output is not None:
         _writer_for(output)
     with Client(load_settings()) as client:
-        with progress("submitted", None, "rows") as advance:
+        with _submitting(client, file) as opened, progress("submitted", None, "rows") as advance:
             batch = client.submit_batch(
                 model,
                 file,
@@ -48,20 +64,60 @@ def submit(
                 lane=lane,
                 timeout=time_limit,
                 retries=retries,
+                by_reference=by_reference,
+                on_open=opened.append,
                 on_progress=advance,
             )
-        if not wait and output is None:
-            show_json(batch) if as_json else print(batch.id)
-            return
-        try:
-            batch = _wait(client, batch)
-        except KeyboardInterrupt:
-            say(f"batch {batch.id} goes on")
-            raise
-        if output is not None:
-            _write_results(client, batch, output)
-        _show(batch, as_json)
-        _exit_by(batch)
+        _follow(client, batch, wait, output, as_json)
+
+
+@app.command("resume")
+def resume(
+    batch: BatchArgument,
+    file: Annotated[str, typer.Argument(help="The file that the batch is from, unchanged.")],
+    wait: WaitFlag = False,
+    output: OutputOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit what is missing of a batch whose submission stopped, with the options that it was begun with."""
+    if output is not None:
+        _writer_for(output)
+    with Client(load_settings()) as client:
+        found = client.get_batch(batch)
+        with _submitting(client, file) as opened, progress("submitted", found.source_rows, "rows") as advance:
+            found = client.submit_batch(found.model_uri, file, resume=found, on_open=opened.append, on_progress=advance)
+        _follow(client, found, wait, output, as_json)
+
+
+@contextmanager
+def _submitting(client: Client, file: str) -> Iterator[list[UUID]]:
+    """Takes the id of the batch that is being submitted; says how to go on with it when that stops."""
+    opened: list[UUID] = []
+    try:
+        yield opened
+    except (KeyboardInterrupt, errors.PyFunQError):
+        if opened:
+            with suppress(errors.PyFunQError):
+                batch = client.get_batch(opened[0])
+                if batch.is_resumable and not batch.is_final:
+                    rest = f"pyfunq batch resume {batch.id} {shlex.quote(file)}"
+                    say(f"{batch.rows:,} rows were accepted and go on; the rest: {rest}")
+        raise
+
+
+def _follow(client: Client, batch: Batch, wait: bool, output: Path | None, as_json: bool) -> None:
+    if not wait and output is None:
+        show_json(batch) if as_json else print(batch.id)
+        return
+    try:
+        batch = _wait(client, batch)
+    except KeyboardInterrupt:
+        say(f"batch {batch.id} goes on")
+        raise
+    if output is not None:
+        _write_results(client, batch, output)
+    _show(batch, as_json)
+    _exit_by(batch)
 
 
 @app.command("status")
@@ -97,8 +153,6 @@ def results(
         _writer_for(output)
     with Client(load_settings()) as client:
         found = client.get_batch(batch)
-        if not found.is_final:
-            raise errors.WaitTimeout(f"batch {found.id} is not finished: {found.finished} of {found.jobs} jobs")
         if output is not None:
             _write_results(client, found, output)
             return
@@ -129,6 +183,7 @@ def _show(batch: Batch, as_json: bool) -> None:
         "jobs": f"{batch.jobs} ({counts})" if counts else "0",
         "rows": f"{batch.rows:,} ({batch.rows_finished:,} finished)",
         "created": batch.created_at,
+        "submission": stopped_text(batch) if batch.is_stopped else None,
         "error": batch.error and f"{batch.error.code}: {batch.error.message}",
     }
     show_table(("", ""), ((k, v) for k, v in facts.items() if v is not None))
@@ -139,47 +194,9 @@ def _exit_by(batch: Batch) -> None:
         raise typer.Exit(1)
 
 
-def _frames(client: Client, batch: Batch) -> Iterator["pd.DataFrame"]:
-    """Predictions in input order, a column `prediction` where the model gives one value a row.
-
-    Rows of a job without a result are nulls, so that the order of rows stays that of the input; each such job is named
-    on stderr.
-    """
-    import pandas as pd
-
-    like: pd.DataFrame | None = None
-    rows_before = 0  # of jobs without a result, until one with a result shows the columns
-    for part in client.batch_results(batch):
-        if part.error is not None:
-            say(f"warning: {part.error.message}")
-            if like is None:
-                rows_before += part.rows
-            else:
-                yield _nulls(like, part.rows)
-            continue
-        like = as_frame(part.result)
-        if rows_before:
-            yield _nulls(like, rows_before)
-            rows_before = 0
-        yield like
-    if rows_before:
-        yield _nulls(pd.DataFrame({"prediction": pd.Series(dtype=object)}), rows_before)
-
-
-def _nulls(like: "pd.DataFrame", rows: int) -> "pd.DataFrame":
-    return like.iloc[:0].reindex(range(rows))
-
-
-def as_frame(result: Any) -> "pd.DataFrame":
-    """A job's predictions as a frame of one row a row."""
-    import pandas as pd
-
-    from pyfunq.results import with_index
-
-    rows = with_index(result, pd.RangeIndex(len(result)))
-    frame = rows.to_frame("prediction") if isinstance(rows, pd.Series) else rows
-    frame.columns = [str(c) for c in frame.columns]
-    return frame
+def _frames(client: Client, batch: Batch) -> "Iterator[pd.DataFrame]":
+    """Rows of a job without a result are nulls; each such job is named on stderr."""
+    return client.batch_frames(batch, on_missing=lambda part: say(f"warning: {part.error and part.error.message}"))
 
 
 def records(result: Any) -> list[Any]:

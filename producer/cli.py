@@ -48,11 +48,14 @@ _EXIT_CODES: tuple[tuple[type[errors.PyFunQError], int], ...] = (
     (errors.InvalidModelURI, 2),
     (errors.ModelNotAllowed, 2),
     (errors.FileUnreadable, 2),
+    (errors.InputNotAllowed, 2),
+    (errors.SubmissionStopped, 1),
     (errors.NotConfigured, 5),
     (errors.BacklogFull, 5),
     (errors.LedgerUnavailable, 5),
     (errors.QueueUnavailable, 5),
     (errors.RegistryUnavailable, 5),
+    (errors.InputUnavailable, 5),
 )
 
 TimeoutOption = Annotated[float | None, typer.Option(help="Seconds to wait; without it, as long as it takes.")]

@@ -15,9 +15,9 @@ from producer.stack import without_password
 from pyfunq.environment import load_settings
 from pyfunq.errors import PyFunQError
 from pyfunq.job import Lane
+from pyfunq.lanes import first_queue, queues_of
 from pyfunq.ledger import Ledger
 from pyfunq.migrate import migration_state
-from pyfunq.queue import first_queue
 from pyfunq.settings import Settings
 
 _SKEW_SECONDS = 1.0
@@ -96,7 +96,7 @@ async def _redis(settings: Settings) -> Finding:
     try:
         async with Redis.from_url(settings.redis, socket_timeout=_SECONDS, socket_connect_timeout=_SECONDS) as redis:
             config = await redis.config_get("maxmemory-policy")
-            waiting = sum([await redis.llen(q) for lane in Lane for q in (str(lane), first_queue(lane))])
+            waiting = sum([await redis.llen(q) for lane in Lane for q in (first_queue(lane), *queues_of(lane))])
     except (RedisError, OSError) as exc:
         return Finding(
             check="redis",

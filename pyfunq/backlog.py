@@ -1,25 +1,23 @@
 """Backlogs: files, frames and iterables of frames, checked and cut into jobs' inputs in constant memory."""
 
 import gzip
+import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyfunq.errors import FileUnreadable, InputTooLarge, InvalidInput, NotConfigured
-from pyfunq.inputs import EncodedInput, as_table, check_names, encode_params, encode_table
-from pyfunq.signature import Signature, arrow_type, cast_values, may_be_absent
+from pyfunq.inputs import EncodedInput, as_table, encode_params, encode_table
+from pyfunq.parquet_files import footer_digest, open_parquet
+from pyfunq.signature import Signature
 from pyfunq.text_files import Tables, open_csv, open_jsonl
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-BLOCK_ROWS = 16_384
-BLOCK_BYTES = 32 * 1024 * 1024
-"""Parquet is read in blocks of about this many rows or bytes, whichever is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Backlog:
         """
         encoded_params = encode_params(params)
         row = 1
-        for table in _rechunked(self._tables(), chunk_rows):
+        for table in _rechunked(self._tables(chunk_rows), chunk_rows):
             fitting = table if self._signature is None else self._signature.conform_arrow(table)
             yield from _encoded(fitting, encoded_params, max_bytes, row)
             row += table.num_rows
@@ -70,18 +68,29 @@ def open_backlog(source: Any, *, signature: Signature | None = None) -> Backlog:
             raise InvalidInput(
                 f"a backlog is a path, a DataFrame, an Arrow table or an iterable of these, got {type(source).__name__}"
             )
-        return Backlog(None, lambda: _frames(source), signature)
+        return Backlog(None, lambda _: _frames(source), signature)
     table = as_table(source)
     if not table.num_rows:
         raise InvalidInput("the input has no rows")
     if signature is not None:
         table = signature.conform_arrow(table)
-    return Backlog(table.num_rows, lambda: iter((table,)), signature)
+    return Backlog(table.num_rows, lambda _: iter((table,)), signature)
 
 
 def check_file(path: str | Path, *, signature: Signature | None = None) -> int:
     """The number of rows of a file that can be submitted. Raises as `open_backlog` does."""
     return open_backlog(Path(path), signature=signature).rows or 0
+
+
+def fingerprint(path: Path) -> dict[str, int | str]:
+    """What tells whether a file is still the same: size, modification time, a checksum of content or Parquet footer."""
+    with told_of(path), path.open("rb", buffering=0) as file:
+        stat = os.fstat(file.fileno())
+        if path.suffix.lower() in (".parquet", ".pq"):
+            checksum = footer_digest(file, stat.st_size, str(path))
+        else:
+            checksum = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "checksum": checksum}
 
 
 def read_chunks(
@@ -147,18 +156,18 @@ def _frames(frames: Iterable[Any]) -> Iterator["pa.Table"]:
 
 def _open_file(path: Path, signature: Signature | None) -> Backlog:
     readers = {
-        ".parquet": _parquet,
-        ".pq": _parquet,
+        ".parquet": open_parquet,
+        ".pq": open_parquet,
         ".csv": open_csv,
         ".jsonl": open_jsonl,
         ".ndjson": open_jsonl,
     }
-    with _told_of(path):
+    with told_of(path):
         if path.is_dir():
             raise FileUnreadable(f"{path} is a directory, not a file")
         zipped = path.suffix.lower() == ".gz"
         kind = (path.with_suffix("") if zipped else path).suffix.lower()
-        if kind not in readers or (zipped and readers[kind] is _parquet):
+        if kind not in readers or (zipped and readers[kind] is open_parquet):
             endings = ".parquet, .pq, .csv, .jsonl, .ndjson, .csv.gz or .jsonl.gz"
             raise FileUnreadable(f"{path}: the name must end in {endings}")
         stamp = _stamp(path)
@@ -167,12 +176,12 @@ def _open_file(path: Path, signature: Signature | None) -> Backlog:
         rows, tables = readers[kind](path, signature)
     if not rows:
         raise FileUnreadable(f"{path} has no rows")
-    return Backlog(rows, lambda: _unchanged(path, stamp, tables), signature)
+    return Backlog(rows, lambda rows: _unchanged(path, stamp, tables(rows)), signature)
 
 
 @contextmanager
-def _told_of(path: Path) -> Iterator[None]:
-    """Errors from reading `path` as ours, with its name and without its content."""
+def told_of(path: Path | str) -> Iterator[None]:
+    """Errors from reading a path or URL as ours, with its name and without its content."""
     import pyarrow as pa
 
     try:
@@ -188,7 +197,8 @@ def _told_of(path: Path) -> Iterator[None]:
     except PermissionError:
         raise FileUnreadable(f"{path} cannot be read: permission denied") from None
     except (pa.ArrowException, OSError, zlib.error):
-        kind = path.suffixes[-2 if path.suffix.lower() == ".gz" else -1].removeprefix(".")
+        endings = str(path).lower().removesuffix(".gz").rsplit("/", 1)[-1].rsplit(".", 1)
+        kind = endings[-1] if len(endings) == 2 else "Parquet"
         raise FileUnreadable(f"{path} cannot be read as {kind}: it is damaged or ends in the middle") from None
 
 
@@ -197,86 +207,9 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-def _unchanged(path: Path, stamp: tuple[int, int, int], tables: Tables) -> Iterator["pa.Table"]:
-    with _told_of(path):
-        for table in tables():
+def _unchanged(path: Path, stamp: tuple[int, int, int], tables: Iterable["pa.Table"]) -> Iterator["pa.Table"]:
+    with told_of(path):
+        for table in tables:
             if _stamp(path) != stamp:
                 raise FileUnreadable(f"{path} was changed after it was checked")
             yield table
-
-
-def _parquet(path: Path, signature: Signature | None) -> tuple[int, Tables]:
-    import pyarrow as pa
-
-    with _parquet_file(path) as file:
-        schema, meta = file.schema_arrow, file.metadata
-        _check_extents(path, meta)
-        index = (schema.pandas_metadata or {}).get("index_columns", [])
-        names = [name for name in schema.names if name not in index]
-        check_names(names, "the file")
-        if signature is not None and not signature.is_tensor:
-            _check_parquet(file, pa.schema([schema.field(name) for name in names]), signature)
-        width = max(1, sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)))
-    block = max(1, min(BLOCK_ROWS, meta.num_rows * BLOCK_BYTES // width))
-
-    def tables() -> Iterator["pa.Table"]:
-        with _parquet_file(path) as file:
-            for batch in file.iter_batches(batch_size=block):
-                yield pa.Table.from_batches([batch]).select(names).replace_schema_metadata(None)
-
-    return meta.num_rows, tables
-
-
-def _parquet_file(path: Path) -> Any:
-    """The file, read a page at a time; where its writer left checksums, they are verified."""
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
-
-
-def _check_extents(path: Path, meta: Any) -> None:
-    """Whether the column data that the footer names lies within the file."""
-    size = path.stat().st_size
-    for group in range(meta.num_row_groups):
-        for index in range(meta.num_columns):
-            column = meta.row_group(group).column(index)
-            start = min(o for o in (column.dictionary_page_offset, column.data_page_offset) if o)
-            if start + column.total_compressed_size > size:
-                raise FileUnreadable(f"{path} ends in the middle: column data lies beyond its end")
-
-
-def _check_parquet(file: Any, schema: Any, signature: Signature) -> None:
-    """Columns, types, nulls by the footer's statistics, and whatever only the values can tell."""
-    import pyarrow as pa
-
-    signature.check_columns(schema.names)
-    columns = {n: c for n, c in zip(schema.names, signature.aligned(schema.names), strict=True) if c}
-    nulls = _null_statistics(file.metadata)
-    uncounted = [n for n, c in columns.items() if not c.holds_nulls and n not in nulls]
-    for batch in _batches(file, uncounted):
-        for name in uncounted:
-            nulls[name] = nulls.get(name, 0) + batch.column(name).null_count
-    absent = {n for n, c in columns.items() if may_be_absent(c) and nulls[n] == file.metadata.num_rows}
-    schema = pa.schema([field for field in schema if field.name not in absent])
-    signature.check_arrow(schema, nulls)
-    targets = {n: arrow_type(columns[n], schema.field(n).type) for n in schema.names if columns[n].is_scalar}
-    # Casting to a wider type cannot fail; to a narrower one it depends on the values.
-    narrowed = [n for n, to in targets.items() if schema.field(n).type != to and columns[n].type != "double"]
-    for batch in _batches(file, narrowed):
-        for name in narrowed:
-            cast_values(batch.column(name), targets[name], name, columns[name])
-
-
-def _batches(file: Any, names: Sequence[str]) -> Iterator[Any]:
-    if names:
-        yield from file.iter_batches(batch_size=BLOCK_ROWS, columns=list(names))
-
-
-def _null_statistics(meta: Any) -> dict[str, int]:
-    """Nulls by column, for the flat columns whose every row group says so."""
-    nulls: dict[str, int] = {}
-    for index in range(meta.num_columns):
-        found = [meta.row_group(group).column(index) for group in range(meta.num_row_groups)]
-        if all(c.statistics is not None and c.statistics.has_null_count for c in found):
-            nulls[meta.schema.column(index).path] = sum(c.statistics.null_count for c in found)
-    return nulls

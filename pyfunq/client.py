@@ -3,38 +3,35 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
-from functools import wraps
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from functools import lru_cache, wraps
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast, overload
 from uuid import UUID
 
 from pyfunq.admission import Admission
-from pyfunq.entries import NewJob, request_digest
-from pyfunq.errors import (
-    BacklogFull,
-    InvalidInput,
-    LedgerUnavailable,
-    PyFunQError,
-    UnknownBatch,
-    UnknownJob,
-    WaitTimeout,
-)
+from pyfunq.batches import AsyncBatches, batch_id_of, valid_lane
+from pyfunq.entries import NewJob, StoredResult, request_digest
+from pyfunq.errors import BacklogFull, InvalidInput, UnknownJob, WaitTimeout
+from pyfunq.gathered import Gathered
 from pyfunq.ids import id_time, new_id
 from pyfunq.inputs import EncodedInput, encode_input
-from pyfunq.job import Batch, Job, JobError, JobStatus, Lane
+from pyfunq.job import Batch, Job, JobStatus, Lane
+from pyfunq.lanes import lane_of
 from pyfunq.ledger import Ledger
 from pyfunq.limits import JobLimits
+from pyfunq.many_inputs import LikeBefore, encode_alike
 from pyfunq.migrate import require_current
 from pyfunq.model_uri import check_allowed, parse_model_uri
-from pyfunq.outcomes import BatchPart, batch_part, decoded
-from pyfunq.queue import Publisher, make_app
+from pyfunq.outcomes import BatchPart, decoded
+from pyfunq.publishing import AsyncPublisher
 from pyfunq.results import with_index
 from pyfunq.settings import Settings
 from pyfunq.signature import Signature
+from pyfunq.signatures import Signatures
 from pyfunq.submitting import Submitter
 from pyfunq.waiting import FinishedJobs
 
@@ -44,15 +41,15 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 Jobs = list[Job]  # the clients' method `list` hides the type in their bodies
+Encoded = list[EncodedInput]
 
-_SIGNATURE_SECONDS = 2.0
-_BATCH_POLL_SECONDS = 0.2
-_CHUNKS_IN_FLIGHT = 8
-_RESULTS_AT_ONCE = 16
+_QUEUE_SECONDS = 1.0
+_ENCODED_AT_ONCE = 1_000
+_EXPECTED_AT_ONCE = 10_000
 _TIDY_SECONDS = 10.0
 
 
-class AsyncClient:
+class AsyncClient(AsyncBatches):
     """Use it as `async with AsyncClient() as client`; it belongs to the event loop that entered it.
 
     Without arguments the addresses come from PYFUNQ_DATABASE_URL and PYFUNQ_REDIS_URL.
@@ -66,20 +63,28 @@ class AsyncClient:
             settings = settings.model_copy(update=overrides)
         self._settings = settings
         self._stack = AsyncExitStack()
-        self._signatures: dict[str, tuple[float, Signature | None]] = {}
+        self._queues: dict[tuple[Lane, str], tuple[float, str]] = {}
+        self._like_before = LikeBefore()
 
     async def __aenter__(self) -> Self:
         await require_current(self._settings.database)
         async with AsyncExitStack() as opened:
             self._ledger = await opened.enter_async_context(Ledger.open(self._settings.database))
-            publisher = Publisher(make_app(self._settings))
-            opened.callback(publisher.close)
-            self._submitter = Submitter(self._ledger, publisher, keys_last_seconds=self._settings.idempotency_seconds)
+            self._publisher = AsyncPublisher(self._settings.redis)
+            opened.push_async_callback(self._publisher.aclose)
+            kept = self._settings.idempotency_seconds
+            self._submitter = Submitter(self._ledger, self._publisher, keys_last_seconds=kept)
             opened.push_async_callback(self._submitter.close)
             self._admission = Admission(
                 lambda lane, at_most: self._ledger.count_queued(lane, at_most=at_most), self._settings.max_queued_jobs
             )
             opened.push_async_callback(self._admission.close)
+            self._jobs = Gathered(self._ledger.get_many)
+            self._results = Gathered(self._ledger.results)
+            for asked in (self._jobs, self._results):
+                opened.push_async_callback(asked.close)
+            self._signatures = Signatures(self._ledger.resolution)
+            opened.push_async_callback(self._signatures.close)
             self._finished = FinishedJobs(self._ledger, self._settings.redis)
             opened.push_async_callback(self._finished.close)
             self._stack = opened.pop_all()
@@ -110,18 +115,20 @@ class AsyncClient:
         LedgerUnavailable, and has accepted nothing; or AcceptanceUnknown.
         """
         limits = JobLimits.of(expires_in, timeout, retries, idempotency_key)
+        lane = valid_lane(lane)
         (new,) = await self._new_jobs(model, [inputs], params, lane, limits)
         if new.idempotency_key:
-            new = replace(new, request=request_digest(new.model_uri, new.lane, inputs, params, new.input))
+            new = new._replace(request=request_digest(new.model_uri, lane, inputs, params, new.input))
         try:
-            await self._admission.admit(new.lane, 1)
+            await self._admission.admit(lane, 1)
         except BacklogFull:
             # What was accepted before takes no room.
             if (other := await self._submitter.submitted_before(new)) is None:
                 raise
-            return await self._ledger.get(other)
+            return await self.get(other)
+        self._finished.expect([new.id])
         others = await self._submitter.submit([new])
-        return await self._ledger.get(others[new.id]) if others else _as_job(new)
+        return await self.get(others[new.id]) if others else _as_job(new)
 
     async def submit_many(
         self,
@@ -133,30 +140,33 @@ class AsyncClient:
         expires_in: float | timedelta | None = None,
         timeout: float | timedelta | None = None,  # noqa: ASYNC109
         retries: int = 0,
-    ) -> Jobs:
+    ) -> Sequence[Job]:
         """Accepts one job for each of the inputs, all or none; see `submit`."""
+        lane = valid_lane(lane)
         new = await self._new_jobs(model, inputs, params, lane, JobLimits.of(expires_in, timeout, retries))
         if new:
-            await self._admission.admit(new[0].lane, len(new))
+            await self._admission.admit(lane, len(new))
+            self._finished.expect(job.id for job in new[:_EXPECTED_AT_ONCE])
             await self._submitter.submit(new)
-        return [_as_job(job) for job in new]
+        return SubmittedJobs(new)
 
     async def _new_jobs(
         self,
         model: str,
         inputs: Iterable[Any],
         params: Mapping[str, Any] | None,
-        lane: Lane | str,
+        lane: Lane,
         limits: JobLimits,
     ) -> Sequence[NewJob]:
         model_uri, signature = await self._model(model)
-        encoded = self._encode_all(inputs, params, signature, _lane(lane))
+        encoded = self._encode_all(inputs, params, signature, lane)
+        queue = await self._recent_queue(lane, model_uri) if encoded else lane
         return [
             NewJob(
                 id=new_id(),
                 model_uri=model_uri,
                 input=one,
-                lane=_lane(lane),
+                queue=queue,
                 max_attempts=self._settings.max_attempts,
                 expires_at=limits.expires_at,
                 timeout_seconds=limits.timeout_seconds,
@@ -166,47 +176,21 @@ class AsyncClient:
             for one in encoded
         ]
 
-    async def submit_batch(
-        self,
-        model: str,
-        source: Any,
-        *,
-        params: Mapping[str, Any] | None = None,
-        chunk_rows: int | None = None,
-        lane: Lane | str = Lane.BULK,
-        timeout: float | timedelta | None = None,  # noqa: ASYNC109
-        retries: int = 0,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Batch:
-        """Accepts a backlog as jobs of `chunk_rows` rows each; returns when the last one is committed.
-
-        `source`: the path of a Parquet, CSV or JSON Lines file, a DataFrame, or an iterable of DataFrames (read in a
-        thread, a chunk at a time, so it may block). A file is checked whole before anything is accepted; when an
-        iterable fails on the way, the jobs that still wait are cancelled and its error is raised. `timeout` and
-        `retries` are each job's, see `submit`. `on_progress` is called with the number of rows committed so far.
-        Where the lane holds as many jobs as it may, this waits until there is room.
-        """
-        from pyfunq.backlog import open_backlog
-
-        limits = JobLimits.of(None, timeout, retries)
-        model_uri, signature = await self._model(model)
-        backlog = await asyncio.to_thread(open_backlog, source, signature=signature)
-        chunks = backlog.chunks(chunk_rows or self._settings.chunk_rows, self._settings.max_input_bytes, params)
-        batch_id = new_id()
-        await self._ledger.open_batch(batch_id, model_uri, _describe(source))
-        try:
-            await self._submit_chunks(batch_id, model_uri, _lane(lane), chunks, limits, on_progress)
-        except BaseException as exc:
-            error = JobError(code=getattr(exc, "code", "interrupted"), message=f"submitting stopped: {_said(exc)}")
-            with suppress(LedgerUnavailable):
-                await asyncio.shield(self._ledger.fail_batch(batch_id, error))
-            raise
-        await self._ledger.close_batch(batch_id)
-        return await self._ledger.batch(batch_id)
+    async def _recent_queue(self, lane: Lane, model_uri: str) -> str:
+        """Singles that are submitted in a row share a queue: so they can be predicted together."""
+        chosen_at, queue = self._queues.get((lane, model_uri), (float("-inf"), ""))
+        if time.monotonic() > chosen_at + _QUEUE_SECONDS:
+            queue = await self._queue(lane)
+            self._queues[lane, model_uri] = time.monotonic(), queue
+        return queue
 
     async def get(self, job: Job | UUID | str) -> Job:
         """The job as it is now. Raises UnknownJob."""
-        return await self._ledger.get(_job_id(job))
+        job_id = _job_id(job)
+        found = await self._jobs.get(job_id)
+        if found is None:
+            raise UnknownJob(f"there is no job {job_id}")
+        return found
 
     async def list(
         self,
@@ -221,7 +205,7 @@ class AsyncClient:
         return await self._ledger.list_jobs(
             status=None if status is None else JobStatus(status),
             model_uri=None if model is None else str(parse_model_uri(model)),
-            batch_id=None if batch is None else _batch_id(batch),
+            batch_id=None if batch is None else batch_id_of(batch),
             before=None if before is None else _job_id(before),
             limit=limit,
         )
@@ -230,15 +214,20 @@ class AsyncClient:
         """The job once it is final. Raises WaitTimeout after `timeout` seconds (the job goes on), UnknownJob."""
         job_id = _job_id(job)
         if not isinstance(job, Job):
-            now = await self._ledger.get(job_id)
+            now = await self.get(job_id)
             if now.is_final:
                 return now
+        await self._final(job_id, timeout)
+        return await self.get(job_id)
+
+    async def _final(self, job_id: UUID, timeout: float | None) -> None:  # noqa: ASYNC109
+        if timeout is None:
+            return await self._finished.wait(job_id)
         try:
             async with asyncio.timeout(timeout):
                 await self._finished.wait(job_id)
         except TimeoutError:
             raise WaitTimeout(f"job {job_id} was not finished after {timeout:g} s; it goes on") from None
-        return await self._ledger.get(job_id)
 
     async def result(self, job: Job | UUID | str, timeout: float | None = None) -> Any:  # noqa: ASYNC109
         """Waits for the job and returns its predictions.
@@ -247,11 +236,18 @@ class AsyncClient:
         JobFailed, JobCancelled, JobExpired, JobDead, WaitTimeout or UnknownJob.
         """
         job_id = _job_id(job)
-        stored = await self._ledger.result(job_id)
-        if not stored.status.is_final:
-            await self.wait(job if isinstance(job, Job) else job_id, timeout)
-            stored = await self._ledger.result(job_id)
-        return decoded(f"job {job_id}", stored)
+        if not self._finished.expects(job_id):
+            stored = await self._stored(job_id)
+            if stored.status.is_final:
+                return decoded(f"job {job_id}", stored)
+        await self._final(job_id, timeout)
+        return decoded(f"job {job_id}", await self._stored(job_id))
+
+    async def _stored(self, job_id: UUID) -> StoredResult:
+        stored = await self._results.get(job_id)
+        if stored is None:
+            raise UnknownJob(f"there is no job {job_id}")
+        return stored
 
     async def predict(self, model: str, df: "pd.DataFrame", timeout: float | None = None) -> Any:  # noqa: ASYNC109
         """Predicts a DataFrame through the queue: a Series or DataFrame with its index.
@@ -286,119 +282,40 @@ class AsyncClient:
         """Deletes dead jobs, with their inputs, that ended longer ago than this; returns how many."""
         return await self._ledger.purge_dead(older_than_seconds=older_than_seconds)
 
-    async def get_batch(self, batch: Batch | UUID | str) -> Batch:
-        """The batch as it is now. Raises UnknownBatch."""
-        return await self._ledger.batch(_batch_id(batch))
-
-    async def wait_batch(
-        self,
-        batch: Batch | UUID | str,
-        timeout: float | None = None,  # noqa: ASYNC109
-        on_progress: Callable[[Batch], None] | None = None,
-    ) -> Batch:
-        """The batch once all its jobs are final. Raises WaitTimeout after `timeout` seconds; the batch goes on."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            asked = time.monotonic()
-            now = await self.get_batch(batch)
-            if on_progress is not None:
-                on_progress(now)
-            if now.is_final:
-                return now
-            if deadline is not None and time.monotonic() >= deadline:
-                raise WaitTimeout(f"batch {now.id} was not finished after {timeout:g} s; it goes on")
-            # Counting a large batch takes a while; waiting for it must not be what keeps Postgres busy.
-            await asyncio.sleep(max(_BATCH_POLL_SECONDS, 10 * (time.monotonic() - asked)))
-
-    async def batch_results(self, batch: Batch | UUID | str) -> AsyncIterator[BatchPart]:
-        """A finished batch's results in input order, a job's share at a time."""
-        batch_id = _batch_id(batch)
-        start = 0
-        while parts := await self._ledger.batch_results(batch_id, start=start, limit=_RESULTS_AT_ONCE):
-            for index, rows, stored in parts:
-                yield batch_part(batch_id, index, rows, stored)
-            start = parts[-1][0] + 1
-
-    async def cancel_batch(self, batch: Batch | UUID | str) -> Batch:
-        batch_id = _batch_id(batch)
-        await self._ledger.cancel_batch(batch_id)
-        return await self._ledger.batch(batch_id)
-
     async def _model(self, model: str) -> tuple[str, Signature | None]:
         """The canonical URI, and the signature of what it stands for where the ledger knows it."""
-        uri = parse_model_uri(model)
-        check_allowed(uri, self._settings.allowed_models)
-        model_uri = str(uri)
-        known = self._signatures.get(model_uri)
-        if known is None or known[0] < time.monotonic():
-            resolution = await self._ledger.resolution(model_uri)
-            text = resolution and resolution.version.signature
-            known = (time.monotonic() + _SIGNATURE_SECONDS, Signature.from_json(text) if text else None)
-            self._signatures[model_uri] = known
-        return model_uri, known[1]
+        model_uri = _allowed_uri(model, self._settings.allowed_models)
+        return model_uri, await self._signatures.get(model_uri)
 
     def _encode_all(
         self, inputs: Iterable[Any], params: Mapping[str, Any] | None, signature: Signature | None, lane: Lane
     ) -> Sequence[EncodedInput]:
-        encoded = []
+        encoded: Encoded = []
         known = len(inputs) if isinstance(inputs, Sized) else 0
-        for i, one in enumerate(inputs):
-            self._admission.check_fits(lane, max(known, i + 1))
-            try:
-                encoded.append(encode_input(one, params, signature=signature, max_bytes=self._settings.max_input_bytes))
-            except InvalidInput as exc:
-                if isinstance(inputs, Sequence) and len(inputs) == 1:
-                    raise
-                raise type(exc)(f"inputs[{i}]: {exc.message}", field=exc.field) from exc
+        max_bytes = self._settings.max_input_bytes
+        source = iter(inputs)
+        most = self._settings.max_queued_jobs + 1  # what is one too many is refused before more is read
+        while part := tuple(islice(source, min(_ENCODED_AT_ONCE, most - len(encoded)))):
+            self._admission.check_fits(lane, max(known, len(encoded) + len(part)))
+            encoded += encode_alike(part, params, signature=signature, max_bytes=max_bytes) or [
+                self._encode_one(one, len(encoded) + i, known == 1, params, signature) for i, one in enumerate(part)
+            ]
         return encoded
 
-    async def _submit_chunks(
-        self,
-        batch_id: UUID,
-        model_uri: str,
-        lane: Lane,
-        chunks: Iterator[EncodedInput],
-        limits: JobLimits,
-        on_progress: Callable[[int], None] | None,
-    ) -> None:
-        committed = 0
-        room = asyncio.Semaphore(_CHUNKS_IN_FLIGHT)
-
-        async def commit(job: NewJob) -> None:
-            nonlocal committed
-            try:
-                await self._admission.admit_when_there_is_room(job.lane, 1)
-                await self._submitter.submit([job])
-            finally:
-                room.release()
-            committed += job.input.rows
-            if on_progress is not None:
-                on_progress(committed)
-
+    def _encode_one(
+        self, one: Any, number: int, is_only_one: bool, params: Mapping[str, Any] | None, signature: Signature | None
+    ) -> EncodedInput:
+        max_bytes = self._settings.max_input_bytes
         try:
-            async with asyncio.TaskGroup() as tasks:
-                index = 0
-                while True:
-                    await room.acquire()
-                    chunk = await asyncio.to_thread(next, chunks, None)
-                    if chunk is None:
-                        break
-                    job = NewJob(
-                        id=new_id(),
-                        model_uri=model_uri,
-                        input=chunk,
-                        lane=lane,
-                        max_attempts=self._settings.max_attempts,
-                        timeout_seconds=limits.timeout_seconds,
-                        retries=limits.retries,
-                        batch_id=batch_id,
-                        batch_index=index,
-                    )
-                    tasks.create_task(commit(job))
-                    index += 1
-        except* Exception as group:
-            # What one chunk ran into is what the caller is told, not a group of the others' cancellations.
-            raise group.exceptions[0] from None
+            if params is None and (encoded := self._like_before.encode(one, signature, max_bytes)) is not None:
+                return encoded
+            encoded = encode_input(one, params, signature=signature, max_bytes=max_bytes)
+            self._like_before.remember(one, encoded, signature)
+            return encoded
+        except InvalidInput as exc:
+            if is_only_one:
+                raise
+            raise type(exc)(f"inputs[{number}]: {exc.message}", field=exc.field) from exc
 
 
 class Client:
@@ -464,9 +381,19 @@ class Client:
 
         return cast(Callable[Concatenate[Any, P], R], call)
 
+    @staticmethod
+    def _bridge_batch(
+        method: Callable[Concatenate[AsyncClient, P], Awaitable[Batch]],
+    ) -> "Callable[Concatenate[Client, P], Batch]":
+        @wraps(method)
+        def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> Batch:
+            batch: Batch = self._run(method(self._client, *args, **kwargs))
+            return replace(batch, _frames=lambda batch_id, missing: self.batch_frames(batch_id, on_missing=missing))
+
+        return cast(Callable[Concatenate[Any, P], Batch], call)
+
     submit = _bridge(AsyncClient.submit)
     submit_many = _bridge(AsyncClient.submit_many)
-    submit_batch = _bridge(AsyncClient.submit_batch)
     get = _bridge(AsyncClient.get)
     list = _bridge(AsyncClient.list)
     wait = _bridge(AsyncClient.wait)
@@ -475,15 +402,31 @@ class Client:
     cancel = _bridge(AsyncClient.cancel)
     requeue_dead = _bridge(AsyncClient.requeue_dead)
     purge_dead = _bridge(AsyncClient.purge_dead)
-    get_batch = _bridge(AsyncClient.get_batch)
-    wait_batch = _bridge(AsyncClient.wait_batch)
-    cancel_batch = _bridge(AsyncClient.cancel_batch)
+    submit_batch = _bridge_batch(AsyncClient.submit_batch)
+    get_batch = _bridge_batch(AsyncClient.get_batch)
+    wait_batch = _bridge_batch(AsyncClient.wait_batch)
+    cancel_batch = _bridge_batch(AsyncClient.cancel_batch)
 
     def batch_results(self, batch: Batch | UUID | str) -> Iterator[BatchPart]:
-        """A finished batch's results in input order, a job's share at a time."""
+        """A finished batch's results in input order, a job's share at a time, in constant memory."""
         parts = self._client.batch_results(batch)
         while (part := self._run(anext(parts, None))) is not None:
             yield part
+
+    def batch_frames(
+        self, batch: Batch | UUID | str, *, on_missing: Callable[[BatchPart], None] | None = None
+    ) -> "Iterator[pd.DataFrame]":
+        """See `AsyncClient.batch_frames`."""
+        frames = self._client.batch_frames(batch, on_missing=on_missing)
+        while (frame := self._run(anext(frames, None))) is not None:
+            yield frame
+
+
+@lru_cache(4096)
+def _allowed_uri(model: str, patterns: tuple[str, ...]) -> str:
+    uri = parse_model_uri(model)
+    check_allowed(uri, patterns)
+    return str(uri)
 
 
 def _job_id(job: Job | UUID | str) -> UUID:
@@ -495,20 +438,30 @@ def _job_id(job: Job | UUID | str) -> UUID:
     return job.id if isinstance(job, Job) else job
 
 
-def _batch_id(batch: Batch | UUID | str) -> UUID:
-    if isinstance(batch, str):
-        try:
-            return UUID(batch)
-        except ValueError:
-            raise UnknownBatch(f"{batch[:80]!r} is not a batch id") from None
-    return batch.id if isinstance(batch, Batch) else batch
+class SubmittedJobs(Sequence[Job]):
+    """Jobs as they were submitted, each made when it is looked at: who submits many may not look at any."""
 
+    def __init__(self, jobs: Sequence[NewJob]) -> None:
+        self._jobs = jobs
 
-def _lane(lane: Lane | str) -> Lane:
-    try:
-        return Lane(lane)
-    except ValueError:
-        raise InvalidInput(f"lane is one of {', '.join(Lane)}", field="lane") from None
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @overload
+    def __getitem__(self, index: int) -> Job: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Job]: ...
+    def __getitem__(self, index: int | slice) -> Job | Sequence[Job]:
+        found = self._jobs[index]
+        return SubmittedJobs(found) if isinstance(index, slice) else _as_job(found)  # type: ignore[arg-type]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(list(self))
 
 
 def _as_job(job: NewJob) -> Job:
@@ -516,7 +469,7 @@ def _as_job(job: NewJob) -> Job:
         id=job.id,
         status=JobStatus.QUEUED,
         model_uri=job.model_uri,
-        lane=job.lane,
+        lane=lane_of(job.queue),
         rows=job.input.rows,
         attempt=0,
         max_attempts=job.max_attempts,
@@ -526,11 +479,3 @@ def _as_job(job: NewJob) -> Job:
         retries=job.retries,
         batch_id=job.batch_id,
     )
-
-
-def _describe(source: Any) -> str:
-    return Path(source).name if isinstance(source, (str, Path)) else type(source).__name__
-
-
-def _said(exc: BaseException) -> str:
-    return exc.message if isinstance(exc, PyFunQError) else type(exc).__name__

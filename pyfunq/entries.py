@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pyfunq.errors import InvalidInput
@@ -14,18 +14,19 @@ from pyfunq.inputs import EncodedInput, encode_input
 from pyfunq.job import JobError, JobStatus, Lane
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewJob:
+class NewJob(NamedTuple):
     """A validated job on its way into the ledger."""
 
     id: UUID
     model_uri: str
     input: EncodedInput
-    lane: Lane
+    queue: str
     max_attempts: int
     expires_at: datetime | None = None
     batch_id: UUID | None = None
     batch_index: int | None = None
+    page_id: UUID | None = None
+    """The page that it shares with others of its batch; None: whoever submits it decides."""
     timeout_seconds: float | None = None
     retries: int = 0
     idempotency_key: str | None = None
@@ -35,27 +36,27 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Jobs of one model and lane that share a message; the message carries the page's id."""
+    """Jobs of one model and queue that share a message; the message carries the page's id."""
 
     id: UUID
     model_uri: str
-    lane: str
+    queue: str
     jobs: int
     first: bool = False
-    """Whether it goes before what waits in its lane."""
+    """Whether it goes before what waits in the lane."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimedJob:
+class ClaimedJob(NamedTuple):
     """A job that this worker process may predict; `attempt` is the fence that its result must pass."""
 
     id: UUID
     attempt: int
     model_uri: str
-    lane: str
+    queue: str
     rows: int
     input_format: str
-    input: bytes
+    input: Any
+    """The payload as bytes; in a worker, which reads Arrow and references once, the table that it is or names."""
     params: bytes | None
     version_id: int | None
     """What its model URI stood for when it was claimed; None if nobody has resolved the URI yet."""
@@ -68,6 +69,8 @@ class ClaimedJob:
     failures: int = 0
     timeout_seconds: float | None = None
     """The job's own limit, else the model's; None if neither has one."""
+    max_rows: int | None = None
+    """How many rows the model takes in a call, where its tags say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,19 +96,26 @@ class ModelVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTags:
+    """How the jobs of a model URI are predicted: what the registered model's tags say, else the settings."""
+
+    confidence: bool = False
+    timeout_seconds: float | None = None
+    max_rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """What a model URI stands for, and whether confidence scores are wanted of it."""
+    """What a model URI stands for."""
 
     model_uri: str
     version: ModelVersion
-    confidence: bool
-    timeout_seconds: float | None = None
+    tags: ModelTags
     resolved_at: datetime | None = None
     checked_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How one claimed job ended."""
 
     job: ClaimedJob

@@ -86,6 +86,27 @@ class FileUnreadable(PyFunQError):
     fault = "caller"
 
 
+class InputNotAllowed(PyFunQError):
+    """The operator does not let jobs name this file (PYFUNQ_INPUT_ROOTS)."""
+
+    code = "input_not_allowed"
+    fault = "caller"
+
+
+class InputChanged(PyFunQError):
+    """The file that the job names was changed or removed after it was submitted."""
+
+    code = "input_changed"
+    fault = "caller"
+
+
+class SubmissionStopped(PyFunQError):
+    """Submitting the batch stopped before its end."""
+
+    code = "submission_stopped"
+    fault = "caller"
+
+
 # The model.
 
 
@@ -180,6 +201,14 @@ class LedgerUnavailable(PyFunQError):
     """Postgres cannot be reached."""
 
     code = "ledger_unavailable"
+    fault = "dependency"
+    retryable = True
+
+
+class InputUnavailable(PyFunQError):
+    """The file that the job names cannot be read now."""
+
+    code = "input_unavailable"
     fault = "dependency"
     retryable = True
 

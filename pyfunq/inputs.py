@@ -3,11 +3,10 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from operator import itemgetter
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
@@ -21,22 +20,25 @@ FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 MAX_DEPTH = 64
 """How deep lists and objects may be nested."""
 COMPRESS_BYTES = 16 * 1024
-"""Arrow input above this is compressed: below it the gain is not worth the time."""
+"""Arrow input above this is compressed if it shrinks: below it the gain is not worth the time."""
+_SAMPLE_BYTES = 64 * 1024
+_WORTH_IT = 0.8
 
-_PLAIN = frozenset({int, float, str, bool, NoneType})
-_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+PLAIN = frozenset({int, float, str, bool, NoneType})
+"""Types of the values that JSON holds beside lists and objects."""
+JSON_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedInput:
+class EncodedInput(NamedTuple):
     """One job's input as the ledger keeps it.
 
     `payload` by `format`: `split` is JSON {"columns": [names], "data": [rows]}; `tensor` is JSON with one
-    key, `instances` or `inputs`, as MLflow defines them; `arrow` is an Arrow IPC stream of one batch.
+    key, `instances` or `inputs`, as MLflow defines them; `arrow` is an Arrow IPC stream of one batch;
+    `reference` is JSON that names a file's rows (`pyfunq.references`).
     `params` is a JSON object with sorted keys, or None.
     """
 
-    format: Literal["split", "tensor", "arrow"]
+    format: Literal["split", "tensor", "arrow", "reference"]
     payload: bytes
     params: bytes | None
     rows: int
@@ -130,10 +132,10 @@ def check_json(value: Any, place: str, depth: int = 1) -> None:
     if depth > MAX_DEPTH:
         raise _too_deep(place)
     kinds = set(map(type, children))
-    if kinds <= _PLAIN and (float not in kinds or _all_finite(children)):
+    if kinds <= PLAIN and (float not in kinds or all_finite(children)):
         return None
     for key, child in value.items() if kind is dict else enumerate(value):
-        if type(child) is float or type(child) not in _PLAIN:
+        if type(child) is float or type(child) not in PLAIN:
             check_json(child, f"{place}[{shown_name(key)}]", depth + 1)
     return None
 
@@ -161,14 +163,27 @@ def as_table(frame: Any) -> "pa.Table":
 
 def encode_table(table: "pa.Table", params: bytes | None = None) -> EncodedInput:
     """An Arrow IPC stream of one batch, compressed with zstd where that pays. Checks nothing."""
+    payload = _stream(table, compressed=_shrinks(table)).to_pybytes()
+    return EncodedInput("arrow", payload, params, table.num_rows)
+
+
+def _shrinks(table: "pa.Table") -> bool:
+    """Whether a sample from the table's middle does, by enough to be worth compressing and reading again."""
+    if table.nbytes <= COMPRESS_BYTES:
+        return False
+    rows = min(table.num_rows, table.num_rows * _SAMPLE_BYTES // table.nbytes + 1)
+    sample = table.slice((table.num_rows - rows) // 2, rows)
+    return bool(_stream(sample, compressed=True).size < _WORTH_IT * _stream(sample, compressed=False).size)
+
+
+def _stream(table: "pa.Table", *, compressed: bool) -> Any:
     import pyarrow as pa
 
-    compress = table.nbytes > COMPRESS_BYTES
     sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="zstd" if compress else None)
+    options = pa.ipc.IpcWriteOptions(compression="zstd" if compressed else None)
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table.combine_chunks())
-    return EncodedInput("arrow", sink.getvalue().to_pybytes(), params, table.num_rows)
+    return sink.getvalue()
 
 
 def _encode_json(inputs: Mapping[str, Any], signature: Signature | None, params: bytes | None) -> EncodedInput:
@@ -254,7 +269,7 @@ def _encode_split(
         raise InvalidInput("the input has no rows", field="data")
     for number, row in enumerate(rows, 1):
         kinds = set(map(type, row))
-        if not kinds <= _PLAIN or (float in kinds and not _all_finite(row)):
+        if not kinds <= PLAIN or (float in kinds and not all_finite(row)):
             for name, value in zip(columns, row, strict=True):
                 check_json(value, f"row {number}, column {shown_name(name)}")
     if signature is not None:
@@ -366,20 +381,20 @@ def check_names(names: Iterable[Any], place: str) -> None:
 
 def _check_scalar(value: Any, place: str) -> None:
     kind = type(value)
-    if kind not in _PLAIN:
+    if kind not in PLAIN:
         raise InvalidInput(f"{place} is a {kind.__module__}.{kind.__qualname__}, which JSON cannot hold", field=place)
     if kind is float and not isfinite(value):
         raise InvalidInput(f"{place} is NaN or infinite, which JSON cannot hold; use null", field=place)
 
 
-def _all_finite(values: Iterable[Any]) -> bool:
+def all_finite(values: Iterable[Any]) -> bool:
     # A sum is finite only if every term is; an overflow merely sends the values to the exact check.
     return isfinite(sum([value for value in values if type(value) is float]))
 
 
 def _dumps(value: Any, place: str, options: int = 0) -> bytes:
     try:
-        return orjson.dumps(value, option=_OPTIONS | options)
+        return orjson.dumps(value, option=JSON_OPTIONS | options)
     except orjson.JSONEncodeError as error:
         raise _unencodable(value, place) or InvalidInput(f"{place} cannot be encoded as JSON", field=place) from error
 

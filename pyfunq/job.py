@@ -1,9 +1,20 @@
 """The words of a job's life: its statuses, the legal transitions, and the job and batch as callers see them."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STOPPED = "submission_stopped"
+"""The error code of a batch whose submission stopped and can be resumed."""
+GONE_SECONDS = 60.0
+"""A producer that was silent for this long is taken to be gone."""
+FramesOf = Callable[[UUID, "Callable[[Any], None] | None"], "Iterator[pd.DataFrame]"]
 
 
 class JobStatus(StrEnum):
@@ -105,16 +116,41 @@ class Batch:
     submitted_at: datetime | None
     """When its last job was committed; None while it is being submitted."""
     error: JobError | None
-    """Why submitting it stopped early; its queued jobs were cancelled then."""
+    """Why submitting it stopped early: see `is_stopped`; otherwise its queued jobs were cancelled then."""
     jobs: int
     rows: int
     rows_finished: int
     counts: dict[JobStatus, int]
+    source: str = ""
+    """The name of the file that it is from, or the kind of object."""
+    source_rows: int | None = None
+    """How many it is to have; None where that is not known."""
+    is_resumable: bool = False
+    """Whether submitting can go on where it stopped: it is from a file that is known."""
+    silent_seconds: float = 0.0
+    """How long ago its producer was heard, while it is being submitted."""
+    _frames: FramesOf | None = field(default=None, repr=False, compare=False)
 
     @property
     def finished(self) -> int:
         return sum(n for status, n in self.counts.items() if status.is_final)
 
     @property
+    def is_stopped(self) -> bool:
+        """Submitting it stopped before its end. What was accepted goes on; `resume` submits the rest."""
+        stopped = self.error is not None and self.error.code == STOPPED
+        return self.submitted_at is None and (stopped or (self.error is None and self.silent_seconds > GONE_SECONDS))
+
+    @property
     def is_final(self) -> bool:
-        return (self.submitted_at is not None or self.error is not None) and self.finished == self.jobs
+        ended = self.submitted_at is not None or (self.error is not None and not self.is_stopped)
+        return ended and self.finished == self.jobs
+
+    def results(self, *, on_missing: Callable[[Any], None] | None = None) -> "Iterator[pd.DataFrame]":
+        """The predictions as DataFrames in input order, a job's at a time; for batches that a `Client` returned.
+
+        See `AsyncClient.batch_frames`.
+        """
+        if self._frames is None:
+            raise TypeError("only a batch that a Client returned has results(); see AsyncClient.batch_frames")
+        return self._frames(self.id, on_missing)

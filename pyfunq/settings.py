@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pyfunq.errors import NotConfigured
+from pyfunq.input_roots import InputRoots
 
 MIB = 1024 * 1024
 
@@ -29,6 +30,8 @@ class Settings(BaseSettings):
 
     allowed_models: Annotated[tuple[str, ...], NoDecode] = ("models:/*",)
     """Comma-separated patterns (`*` and `?`) of model URIs that may be asked for; `runs:/` needs one of its own."""
+    input_roots: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated absolute directories and URL prefixes; jobs may name Parquet files under these, and no others."""
     max_input_bytes: int = Field(default=10 * MIB, gt=0)
     """The largest encoded input of one job."""
     chunk_rows: int = Field(default=10_000, gt=0)
@@ -42,7 +45,8 @@ class Settings(BaseSettings):
 
     batch_max_rows: int = Field(default=10_000, gt=0)
     """A micro-batch ends with the job that reaches this many rows."""
-    batch_max_jobs: int = Field(default=1_000, gt=0)
+    batch_max_jobs: int = Field(default=1_024, gt=0)
+    """More than a page of `submit_many` has: so one claim takes it, and need not look whether there are more."""
     batch_max_bytes: int = Field(default=32 * MIB, gt=0)
 
     registry_watch_seconds: float = Field(default=5.0, gt=0)
@@ -81,10 +85,16 @@ class Settings(BaseSettings):
     flower_user: str = "pyfunq"
     flower_password: SecretStr | None = None
 
-    @field_validator("allowed_models", mode="before")
+    @field_validator("allowed_models", "input_roots", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+
+    @field_validator("input_roots")
+    @classmethod
+    def _are_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        InputRoots(value)
+        return value
 
     @property
     def database(self) -> str:

@@ -107,6 +107,15 @@ class Signature:
         return frozenset(name for name, column in self.by_name.items() if may_be_absent(column))
 
     @cached_property
+    def takes_any_numbers(self) -> bool:
+        """Whether each column is required, and takes every finite number."""
+        return bool(self.by_name) and all(column.type == "double" and column.required for column in self.columns)
+
+    @property
+    def may_lack_columns(self) -> bool:
+        return bool(self._omissible)
+
+    @cached_property
     def has_nested(self) -> bool:
         return any(not column.is_scalar for column in self.columns)
 

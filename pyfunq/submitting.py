@@ -14,7 +14,7 @@ from pyfunq.errors import AcceptanceUnknown, IdempotencyConflict, LedgerUnavaila
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
 from pyfunq.ledger import Ledger
-from pyfunq.queue import Publisher
+from pyfunq.publishing import AsyncPublisher
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Submitter:
     A job is accepted when its transaction is committed. Publishing comes after: when it fails, rescue does it.
     """
 
-    def __init__(self, ledger: Ledger, publisher: Publisher, *, keys_last_seconds: float = 86_400.0) -> None:
+    def __init__(self, ledger: Ledger, publisher: AsyncPublisher, *, keys_last_seconds: float = 86_400.0) -> None:
         self._ledger = ledger
         self._publisher = publisher
         self._keys_last_seconds = keys_last_seconds
@@ -151,25 +151,29 @@ class Submitter:
 
 
 def paginate(jobs: Sequence[NewJob]) -> tuple[list[tuple[UUID, NewJob]], list[Page]]:
-    """Puts jobs on pages of one model and lane; chunks of a batch and single jobs get a page, and its id, each."""
-    shelves: dict[tuple[str, str], list[NewJob]] = {}
+    """Puts jobs on pages of one model and queue, or on those that they name.
+
+    Other chunks of a batch, and single jobs, get a page, and its id, each.
+    """
+    shelves: dict[tuple[str, ...] | UUID, list[NewJob]] = {}
     groups: list[list[NewJob]] = []
     for job in jobs:
-        if job.batch_id is not None:
+        if job.batch_id is not None and job.page_id is None:
             groups.append([job])
             continue
-        shelf = shelves.setdefault((job.model_uri, str(job.lane)), [])
+        place = job.page_id or (job.model_uri, job.queue)
+        shelf = shelves.setdefault(place, [])
         if not shelf:
             groups.append(shelf)
         shelf.append(job)
         if len(shelf) == _PAGE_JOBS:
-            del shelves[job.model_uri, str(job.lane)]
+            del shelves[place]
     placed: list[tuple[UUID, NewJob]] = []
     pages: list[Page] = []
     for group in groups:
-        page_id = group[0].id if len(group) == 1 else new_id()
+        page_id = group[0].page_id or (group[0].id if len(group) == 1 else new_id())
         placed.extend((page_id, job) for job in group)
-        pages.append(Page(id=page_id, model_uri=group[0].model_uri, lane=str(group[0].lane), jobs=len(group)))
+        pages.append(Page(id=page_id, model_uri=group[0].model_uri, queue=group[0].queue, jobs=len(group)))
     return placed, pages
 
 

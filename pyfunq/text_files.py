@@ -38,7 +38,8 @@ BLOCK_ROWS = 4_096
 NULL_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None")
 """What stands for null in a CSV column that is not text; in one of text only an empty field does."""
 
-Tables = Callable[[], Iterator["pa.Table"]]
+Tables = Callable[[int], Iterator["pa.Table"]]
+"""Reads a source; where it can, in tables of a multiple of so many rows."""
 
 
 def open_csv(path: Path, signature: Signature | None) -> tuple[int, Tables]:
@@ -58,7 +59,7 @@ def open_csv(path: Path, signature: Signature | None) -> tuple[int, Tables]:
             raise InvalidInput(f"column {name!r} is {column.type}, which CSV cannot hold", field=name)
     rows, types = _scan_csv(path, names, columns)
 
-    def tables() -> Iterator["pa.Table"]:
+    def tables(_rows: int) -> Iterator["pa.Table"]:
         import pyarrow as pa
 
         row = 1
@@ -290,7 +291,7 @@ def open_jsonl(path: Path, signature: Signature | None) -> tuple[int, Tables]:
     _check_nulls(nulls, row - 1, columns)
     types = [_json_type(column, one) for column, one in zip(columns, seen, strict=True)]
 
-    def tables() -> Iterator["pa.Table"]:
+    def tables(_rows: int) -> Iterator["pa.Table"]:
         import pyarrow as pa
 
         for _, rows in _record_blocks(path):

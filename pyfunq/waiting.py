@@ -11,11 +11,14 @@ from redis.exceptions import RedisError
 
 from pyfunq.errors import LedgerUnavailable
 from pyfunq.ledger import Ledger
-from pyfunq.queue import FINISHED_CHANNEL
 
 log = logging.getLogger(__name__)
 
+FINISHED_CHANNEL = "pyfunq:finished"
+"""Redis channel on which workers announce the ids of final jobs: 16 bytes each, one after another. A hint only."""
+
 _POLL_SECONDS = 1.0
+_MOST_EXPECTED = 100_000
 _RECONNECT_SECONDS = 1.0
 
 
@@ -26,9 +29,21 @@ class FinishedJobs:
         self._ledger = ledger
         self._redis_url = redis_url
         self._waiters: dict[UUID, set[asyncio.Future[None]]] = {}
+        self._expected: dict[UUID, bool] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._listening = asyncio.Event()
         self._closing = False
+
+    def expect(self, job_ids: Iterable[UUID]) -> None:
+        """Says that jobs are about to be submitted here: whoever waits for them need not ask how they are now."""
+        if self._listening.is_set():
+            self._expected.update(dict.fromkeys(job_ids, False))
+            while len(self._expected) > _MOST_EXPECTED:
+                del self._expected[next(iter(self._expected))]
+
+    def expects(self, job_id: UUID) -> bool:
+        """Whether every announcement since the job was submitted has been heard."""
+        return job_id in self._expected
 
     async def wait(self, job_id: UUID) -> None:
         """Returns once the job is final (or was, before this call); never gives up by itself."""
@@ -36,9 +51,11 @@ class FinishedJobs:
         self._waiters.setdefault(job_id, set()).add(future)
         try:
             await self._start()
-            if await self._ledger.final_among([job_id]):
-                return
-            await future
+            is_final = self._expected.pop(job_id, None)
+            if is_final is None:
+                is_final = bool(await self._ledger.final_among([job_id]))
+            if not is_final:
+                await future
         finally:
             self._drop(job_id, future)
 
@@ -72,6 +89,7 @@ class FinishedJobs:
                 log.debug("no wake-ups while Redis is away (%s); polling goes on", type(exc).__name__)
             finally:
                 self._listening.clear()
+                self._expected.clear()
                 with contextlib.suppress(RedisError, OSError):
                     await redis.aclose()
             await asyncio.sleep(_RECONNECT_SECONDS)
@@ -85,6 +103,8 @@ class FinishedJobs:
 
     def _wake(self, ids: Iterable[UUID]) -> None:
         for job_id in ids:
+            if job_id in self._expected:
+                self._expected[job_id] = True
             for future in self._waiters.get(job_id, ()):
                 if not future.done():
                     future.set_result(None)

@@ -79,14 +79,26 @@ class Program:
 
 
 def start_worker(
-    settings: Settings, log: Path, *, app: str = "worker.app", processes: int = 2, **environment: str
+    settings: Settings,
+    log: Path,
+    *,
+    app: str = "worker.app",
+    processes: int = 2,
+    threads: int = 0,
+    **environment: str,
 ) -> Program:
-    """A worker whose processes have heartbeats; without a beat, its processes stand in for that."""
-    command = worker_command(concurrency=processes, extra=["--hostname", f"{log.stem}-{time.monotonic_ns()}@%h"])
+    """A worker whose processes have heartbeats; without a beat, its processes stand in for that.
+
+    With `threads` it is one process of so many.
+    """
+    pool = ["--pool", "threads"] if threads else []
+    extra = [*pool, "--hostname", f"{log.stem}-{time.monotonic_ns()}@%h"]
+    command = worker_command(concurrency=threads or processes, extra=extra)
     command[command.index("worker.app")] = app
     program = Program(command, settings, log, environment)
     try:
-        until("the worker's processes beat", lambda: _beating(settings, program) >= processes, READY_SECONDS)
+        beating = 1 if threads else processes
+        until("the worker's processes beat", lambda: _beating(settings, program) >= beating, READY_SECONDS)
     except BaseException:
         program.kill()
         print(program.text()[-3000:])
@@ -102,7 +114,7 @@ def _beating(settings: Settings, program: Program) -> int:
     if program.process.poll() is not None:
         pytest.fail(f"the worker ended:\n{program.text()[-3000:]}")
     query = "SELECT count(*) AS n FROM worker WHERE pid = ANY ($1::int[]) AND stopped_at IS NULL"
-    return int(ask(settings.database, query, program.children())[0]["n"])
+    return int(ask(settings.database, query, [program.pid, *program.children()])[0]["n"])
 
 
 def ask(database_url: str, query: str, *arguments: Any) -> list[asyncpg.Record]:

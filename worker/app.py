@@ -13,14 +13,16 @@ from celery.signals import (
     worker_init,
     worker_process_init,
     worker_process_shutdown,
+    worker_ready,
     worker_shutdown,
     worker_shutting_down,
 )
 
 from pyfunq.environment import load_settings
-from pyfunq.queue import CONTROL_QUEUE, TASK_REGISTRY_WATCH, TASK_RESCUE, first_queue, make_app
-from worker.channel import close_without_connection
+from pyfunq.lanes import first_queue, queues_of
+from pyfunq.queue import CONTROL_QUEUE, TASK_REGISTRY_WATCH, TASK_RESCUE, make_app
 from worker.draining import Drain, exit_after
+from worker.pool import ReplacingPool
 from worker.tasks import register
 
 # Read by MLflow when it first asks a server; its own defaults block a call for minutes when the server is away.
@@ -37,7 +39,6 @@ _HEAVY_MODULES = ("mlflow.pyfunc", "mlflow.sklearn", "pandas", "pyarrow", "skops
 for _name, _value in _MLFLOW_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-close_without_connection()
 # Its pools report each second that Postgres is away, with a traceback; whoever asks the ledger says so in a line.
 logging.getLogger("asyncpg").setLevel(logging.CRITICAL)
 
@@ -66,6 +67,7 @@ class _ProcessHolder:
         self._process: Any = None
         self._stand_in: Any = None
         self._pid = 0
+        self.queues: list[str] = []
 
     def get(self) -> Any:
         from worker.process import WorkerProcess
@@ -73,8 +75,8 @@ class _ProcessHolder:
 
         with self._lock:
             if self._process is None or self._pid != os.getpid():
-                self._process, self._pid = WorkerProcess(settings, drain), os.getpid()
-                self._stand_in = StandIn(self._process, app)
+                self._process, self._pid = WorkerProcess(settings, drain, self.queues), os.getpid()
+                self._stand_in = StandIn(self._process)
             return self._process
 
     def close(self) -> None:
@@ -93,7 +95,9 @@ register(app, _holder.get)
 def _take_control_tasks_first(sender: str, instance: Any, **_: Any) -> None:
     queues = instance.app.amqp.queues
     lanes = [name for name in queues.consume_from if name != CONTROL_QUEUE]
-    queues.select([CONTROL_QUEUE, *map(first_queue, lanes), *lanes])
+    every = [queue for lane in lanes for queue in queues_of(lane)]
+    _holder.queues = [CONTROL_QUEUE, *map(first_queue, lanes), *every]
+    queues.select(_holder.queues)
 
 
 @worker_init.connect
@@ -108,6 +112,12 @@ def _import_before_fork(**_: Any) -> None:
 @worker_process_init.connect
 def _start_process(**_: Any) -> None:
     _holder.get()
+
+
+@worker_ready.connect
+def _start_here(sender: Any, **_: Any) -> None:
+    if not isinstance(sender.pool, ReplacingPool):  # threads: this process predicts itself
+        _holder.get()
 
 
 @worker_shutting_down.connect

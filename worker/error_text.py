@@ -29,10 +29,10 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(\d+)(\.\d*)?([eE][-+]?\d+)?(?!\w)")
 
 
-def model_error_text(exc: BaseException, inputs: Sequence[tuple[str, bytes]]) -> str:
+def model_error_text(exc: BaseException, inputs: Sequence[tuple[str, bytes | pa.Table]]) -> str:
     """`Type: message` on one line of at most 500 characters, with the values of `inputs` replaced by `…`.
 
-    `inputs` are the (format, payload) of the jobs in the call. Hidden are: every text value (as it is, as
+    `inputs` are the (format, payload or table) of the jobs in the call. Hidden are: every text value (as it is, as
     `repr` writes it, in any case); every word of three or more letters of one, also where the message cuts
     it short before `...`; a shorter value where it stands in quotes; and every number that is an input
     value, or one rounded to the digits shown. A value that the model first transformed (scaled, hashed,
@@ -84,7 +84,7 @@ def _hide_number(found: re.Match[str], numbers: list[float]) -> str:
     return HIDDEN if place < len(numbers) and numbers[place] <= value + margin else found[0]
 
 
-def _values(inputs: Sequence[tuple[str, bytes]]) -> tuple[set[str], list[float]]:
+def _values(inputs: Sequence[tuple[str, bytes | pa.Table]]) -> tuple[set[str], list[float]]:
     """The distinct texts (white space as in the message) and the sorted numbers among the inputs."""
     texts: set[str] = set()
     numbers: set[float] = set()
@@ -112,7 +112,9 @@ def _forms(text: str) -> Iterator[str]:
             yield repr(binascii.a2b_base64(text))[2:-1]
 
 
-def _decoded(format: str, payload: bytes) -> Any:
+def _decoded(format: str, payload: bytes | pa.Table) -> Any:
+    if isinstance(payload, pa.Table):
+        return payload
     if format == "arrow":
         return pa.ipc.open_stream(payload).read_all()
     body = orjson.loads(payload)

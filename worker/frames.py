@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -28,27 +28,55 @@ from worker.columns import (
     listed,
     tensor_target,
 )
-from worker.error_text import model_error_text
-from worker.predictions import encode_output, split_output
-
-__all__ = ["build_frame", "encode_output", "layout_key", "model_error_text", "split_output"]
 
 Frame = pd.DataFrame | Vector | dict[str, Vector]
 Tensors = list[Any] | dict[str, list[Any]]
 Columns = tuple[list[Name], list[Sequence[Any]]]
 
+_DATA = b',"data":'
+_OF_ONE_KIND = {float, bool, str}
+"""Types whose values all have one dtype; that of integers depends on their size."""
 
-def layout_key(format: str, payload: bytes, schema: Schema | None) -> Hashable:
-    """Jobs with equal keys may share a frame, and each then has the values and dtypes that it has alone.
 
-    Raises InvalidInput where the payload is not in the format.
-    """
+class Input(NamedTuple):
+    """A job's input as read. Jobs with equal keys may share a frame: each has the values and dtypes it has alone."""
+
+    key: Hashable
+    content: Any
+    """(names, rows) of `split`, a table of `arrow`, of `tensor` an ndarray's rows or those of each name."""
+
+
+def read_inputs(format: str, payloads: Sequence[bytes], schema: Schema | None) -> list[Input | InvalidInput]:
+    """Each payload read, or why it cannot be: it is not in the format, or has other columns than the schema."""
+    if format == "split" and (alike := _read_alike(payloads, schema)) is not None:
+        return list(alike)
+    return [_input_or_error(format, payload, schema) for payload in payloads]
+
+
+def _input_or_error(format: str, payload: bytes, schema: Schema | None) -> Input | InvalidInput:
+    try:
+        return read_input(format, payload, schema)
+    except InvalidInput as error:
+        return error
+
+
+def read_input(format: str, payload: bytes, schema: Schema | None) -> Input:
+    """Raises InvalidInput where the payload is not in the format."""
     if format == "arrow":
-        return _arrow_key(_read_arrow(payload), schema)
+        return table_input(_read_arrow(payload), schema)
     if format == "split":
-        names, columns = _read_split(payload)
-        return ("split", tuple(names), _kinds(names, columns, schema))
+        names, rows = _read_split(payload)
+        return Input(("split", tuple(names), _kinds(names, _transposed(names, rows), schema)), (names, rows))
     tensors = _read_tensor(payload, schema)
+    return Input(_tensor_key(tensors, schema), tensors)
+
+
+def table_input(table: pa.Table, schema: Schema | None) -> Input:
+    """A job's rows that came as a table."""
+    return Input(_arrow_key(table, schema), table)
+
+
+def _tensor_key(tensors: Tensors, schema: Schema | None) -> Hashable:
     if schema is None or schema.is_tensor_spec():
         arrays = {name: _array(rows, None, name) for name, rows in _named(tensors).items()}
         # Numbers are cast to the schema's type, whatever they came as.
@@ -60,22 +88,23 @@ def layout_key(format: str, payload: bytes, schema: Schema | None) -> Hashable:
     return ("tensor columns", tuple(names), _kinds(names, columns, schema))
 
 
-def build_frame(format: str, payloads: Sequence[bytes], schema: Schema | None) -> Frame:
-    """One frame with the rows of all payloads in order; their `layout_key` must be equal.
+def build_frame(format: str, contents: Sequence[Any], schema: Schema | None) -> Frame:
+    """One frame with the rows of all inputs in order; `contents` are theirs, of inputs whose keys are equal.
 
     `split` and `arrow` give a DataFrame. `tensor` gives an ndarray or a dict of them, but a DataFrame where
     the signature is of columns. With a schema the columns come in its order and in its types. Raises
     InvalidInput, which names the column and the expected type, where a value cannot have it.
     """
-    if format == "arrow":
-        return _arrow_frame(pa.concat_tables([_read_arrow(payload) for payload in payloads]), schema)
+    if format in ("arrow", "reference"):
+        return _arrow_frame(pa.concat_tables(contents), schema)
     if format == "split":
-        parts = [_read_split(payload) for payload in payloads]
-        return _frame(parts[0][0], _join([columns for _, columns in parts]), schema)
-    tensors = [_read_tensor(payload, schema) for payload in payloads]
+        names = contents[0][0]
+        rows = list(chain.from_iterable(rows for _, rows in contents))
+        frame = _frame_of_doubles(names, rows, schema)
+        return _frame(names, _transposed(names, rows), schema) if frame is None else frame
     if schema is None or schema.is_tensor_spec():
-        return _tensors(tensors, schema)
-    parts = [_tensor_columns(part, schema) for part in tensors]
+        return _tensors(contents, schema)
+    parts = [_tensor_columns(part, schema) for part in contents]
     return _frame(parts[0][0], _join([columns for _, columns in parts]), schema)
 
 
@@ -92,7 +121,7 @@ def _load(payload: bytes) -> dict[str, Any]:
     return body
 
 
-def _read_split(payload: bytes) -> Columns:
+def _read_split(payload: bytes) -> tuple[list[str], list[list[Any]]]:
     body = _load(payload)
     names, rows = body.get("columns"), body.get("data")
     if not isinstance(names, list) or not isinstance(rows, list) or set(map(type, names)) - {str}:
@@ -101,7 +130,48 @@ def _read_split(payload: bytes) -> Columns:
         raise InvalidInput(f"columns given twice: {listed([n for n in names if names.count(n) > 1])}")
     if set(map(type, rows)) - {list} or any(len(row) != len(names) for row in rows):
         raise InvalidInput(f"every row of data must be a list of {len(names)} values, one a column")
-    return names, list(zip(*rows, strict=True)) if rows else [() for _ in names]
+    return names, rows
+
+
+def _transposed(names: Sequence[Name], rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+    return list(zip(*rows, strict=True)) if rows else [() for _ in names]
+
+
+def _read_alike(payloads: Sequence[bytes], schema: Schema | None) -> list[Input] | None:
+    """Many `split` payloads that begin with the same columns and share one key; None where they are not like that.
+
+    Names are read once, and types are looked at by column.
+    """
+    head = payloads[0][: payloads[0].find(_DATA) + len(_DATA)]
+    if len(payloads) == 1 or not all(payload.startswith(head) for payload in payloads):
+        return None
+    try:
+        names = _read_split(head + b"[]}")[0]
+        parts = [orjson.loads(memoryview(payload)[len(head) : -1]) for payload in payloads]
+    except (InvalidInput, orjson.JSONDecodeError):
+        return None
+    if set(map(type, parts)) != {list} or any(payload[-1:] != b"}" for payload in payloads):
+        return None
+    rows = list(chain.from_iterable(parts))
+    if set(map(type, rows)) != {list} or set(map(len, rows)) != {len(names)}:
+        return None
+    kinds = _kinds_of_all(names, _transposed(names, rows), schema)
+    if kinds is None:
+        return None
+    key = ("split", tuple(names), kinds)
+    return [Input(key, (names, part)) for part in parts]
+
+
+def _kinds_of_all(names: Sequence[Name], columns: Sequence[Sequence[Any]], schema: Schema | None) -> Hashable | None:
+    """`_kinds` of every job whose values are among these, if it is surely the same for all."""
+    if schema is not None and schema.is_tensor_spec():
+        return None
+    places = range(len(names)) if schema is None else _sensitive(names, schema)
+    for values in map(columns.__getitem__, places):
+        types = set(map(type, values))
+        if len(types) != 1 or not types <= _OF_ONE_KIND:
+            return None
+    return _kinds(names, columns, schema)
 
 
 def _read_arrow(payload: bytes) -> pa.Table:
@@ -221,6 +291,46 @@ def _frame(names: Sequence[Name], columns: Sequence[Sequence[Any]], schema: Sche
             target = OBJECT
         data[name] = cast(values, target, name)
     return pd.DataFrame(data, copy=False)
+
+
+_DOUBLES: dict[int, tuple[Schema, list[Name], pd.Index]] = {}
+_MOST_SCHEMAS = 1_000
+_FLOATS = {float, int, NoneType}
+
+
+def _frame_of_doubles(names: Sequence[Name], rows: Sequence[Sequence[Any]], schema: Schema | None) -> Any:
+    """What `_frame` gives where all columns are doubles and nothing is wrong with them, else None.
+
+    The most common frame of all, and made in one piece it takes a fifth of the time.
+    """
+    known = None if schema is None else _doubles_of(schema)
+    if known is None or not rows:
+        return None
+    _, wanted, index = known
+    if len(names) != len(wanted) or not set(map(type, chain.from_iterable(rows))) <= _FLOATS:
+        return None
+    try:
+        values = np.array(rows, dtype=np.float64)
+        if list(names) != wanted:
+            values = values[:, [names.index(name) for name in wanted]]
+    except (ValueError, OverflowError):  # a column is missing, or a number is too large: `_frame` says which
+        return None
+    # In memory a frame's columns lie one after another, as they do in one that is made of columns.
+    return pd.DataFrame(np.ascontiguousarray(values.T).T, columns=index, copy=False)
+
+
+def _doubles_of(schema: Schema) -> tuple[Schema, list[Name], pd.Index] | None:
+    known = _DOUBLES.get(id(schema))
+    if known is None or known[0] is not schema:
+        if schema.is_tensor_spec() or not schema.has_input_names():
+            return None
+        if any(spec.type != DataType.double for spec in schema.inputs):
+            return None
+        if len(_DOUBLES) >= _MOST_SCHEMAS:
+            _DOUBLES.clear()
+        names = schema.input_names()
+        known = _DOUBLES[id(schema)] = (schema, names, pd.Index(names))
+    return known
 
 
 # Arrow.

@@ -17,7 +17,10 @@ class LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Waits for the coroutine; an interruption (Celery's soft time limit) cancels it."""
-        future = self.start(coroutine)
+        return self.result(self.start(coroutine))
+
+    @staticmethod
+    def result(future: "Future[R]") -> R:
         try:
             return future.result()
         except BaseException:

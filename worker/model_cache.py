@@ -17,6 +17,7 @@ from mlflow.types import Schema
 from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotLoadable
 from worker.artifacts import size_of
+from worker.quick import Predict, prediction_of
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class LoadedModel:
 
     version: ModelVersion
     pyfunc: Any
+    predict: Predict
     schema: Schema | None
     signature: str | None
     predict_proba: Callable[[Any], Any] | None
@@ -54,6 +56,7 @@ def load(version: ModelVersion, path: Path) -> LoadedModel:
     return LoadedModel(
         version=version,
         pyfunc=model,
+        predict=prediction_of(model),
         schema=schema,
         signature=orjson.dumps(schema.to_dict()).decode() if schema is not None else None,
         predict_proba=_predict_proba(model),
@@ -96,6 +99,10 @@ class ModelCache:
         """Registry URI to the version that this process would use for it without loading."""
         with self._lock:
             return {uri: self._models[i].version for uri, i in self._by_uri.items() if i in self._models}
+
+    def holds(self, version: ModelVersion) -> bool:
+        """Whether it can be used without being loaded."""
+        return version.identity in self._models
 
     def _take(self, model_uri: str, version: ModelVersion) -> LoadedModel | None:
         with self._lock:

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 from uuid import UUID
@@ -14,23 +15,26 @@ from uuid import UUID
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from pyfunq.entries import ClaimedJob, ModelVersion, Outcome, Page
+from pyfunq.entries import ClaimedJob, ModelTags, ModelVersion, Outcome, Page
 from pyfunq.errors import LedgerUnavailable, PyFunQError, QueueUnavailable
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
+from pyfunq.input_roots import InputRoots
 from pyfunq.job import JobError, JobStatus
+from pyfunq.lanes import queues_before
 from pyfunq.ledger import Ledger
 from pyfunq.local import identity
 from pyfunq.migrate import require_current
 from pyfunq.model_uri import check_allowed, parse_model_uri
-from pyfunq.queue import FINISHED_CHANNEL, Publisher, make_app
+from pyfunq.publishing import Publisher
 from pyfunq.settings import Settings
-from pyfunq.waiting import announcement
+from pyfunq.waiting import FINISHED_CHANNEL, announcement
 from worker.artifacts import ArtifactStore
 from worker.draining import Drain
 from worker.heartbeat import Heartbeat
 from worker.loop import LoopThread
 from worker.model_cache import LoadedModel, ModelCache
+from worker.references import ReferenceReader
 from worker.registry import Registry
 from worker.watch import Watch
 
@@ -41,14 +45,17 @@ R = TypeVar("R")
 _PATIENCE_SECONDS = 300.0
 # Below worker_proc_alive_timeout, after which Celery kills a child that has not started.
 _STARTING_SECONDS = 90.0
+_CLOSING_SECONDS = 2.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
 class WorkerProcess:
     """Made in the process that predicts, after any fork; `close` gives its identity back to the ledger."""
 
-    def __init__(self, settings: Settings, drain: Drain | None = None) -> None:
+    def __init__(self, settings: Settings, drain: Drain | None = None, queues: Sequence[str] = ()) -> None:
+        """`queues`: those that the worker takes from, the first one first."""
         self.settings = settings
+        self._queues = queues
         self.id: UUID = new_id()
         self.drain = drain or Drain()
         self.registry = Registry(settings.mlflow)
@@ -59,10 +66,12 @@ class WorkerProcess:
             failure_seconds=settings.load_failure_seconds,
             fetch=artifacts.ensure,
         )
+        self.references = ReferenceReader(InputRoots(settings.input_roots))
         self._versions: dict[int, ModelVersion] = {}
         self._held: dict[UUID, ClaimedJob] = {}
+        self._announcing: set[asyncio.Task[None]] = set()
         self.heartbeat = Heartbeat(settings.heartbeat_seconds)
-        self._publisher = Publisher(make_app(settings))
+        self.publisher = Publisher(settings.redis)
         self._loop = LoopThread()
         self._stack = AsyncExitStack()
         self._patiently(self._open_ledger, _STARTING_SECONDS)
@@ -81,12 +90,18 @@ class WorkerProcess:
 
     def close(self) -> None:
         self._watch.close()
-        self._publisher.close()
+        self.publisher.close()
+        self.references.close()
         self._beating.cancel()
         with contextlib.suppress(LedgerUnavailable):
             self._loop.run(self.ledger.stop_beating(self.id))
-        self._loop.run(self._stack.aclose())
+        self._loop.run(self._close())
         self._loop.close()
+
+    async def _close(self) -> None:
+        if self._announcing:
+            await asyncio.wait(self._announcing, timeout=_CLOSING_SECONDS)
+        await self._stack.aclose()
 
     async def _beat(self) -> None:
         while True:
@@ -104,20 +119,25 @@ class WorkerProcess:
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         return self._loop.run(coroutine)
 
-    def claim(self, page_id: UUID) -> list[ClaimedJob]:
-        """Takes jobs; waits while Postgres is away. Empty when the page has nothing left for anyone."""
+    def start_claim(self, page_id: UUID) -> "Future[list[ClaimedJob]]":
+        """Takes jobs of a page, waiting while Postgres is away; `claimed` says which."""
+        return self._loop.start(self._patient(lambda: self._claim(page_id)))
+
+    async def _claim(self, page_id: UUID) -> list[ClaimedJob]:
         s = self.settings
-        jobs = self._patiently(
-            lambda: self.ledger.claim(
-                page_id,
-                self.id,
-                max_jobs=s.batch_max_jobs,
-                max_rows=s.batch_max_rows,
-                max_bytes=s.batch_max_bytes,
-            )
+        jobs = await self.ledger.claim(
+            page_id, self.id, max_jobs=s.batch_max_jobs, max_rows=s.batch_max_rows, max_bytes=s.batch_max_bytes
         )
         self._held.update((job.id, job) for job in jobs)
         return jobs
+
+    def claimed(self, claim: "Future[list[ClaimedJob]]") -> tuple[list[ClaimedJob], bool]:
+        """The jobs, and whether the page may have more."""
+        s = self.settings
+        jobs = self._loop.result(claim)
+        most_rows = min(s.batch_max_rows, jobs[0].max_rows or s.batch_max_rows) if jobs else 0
+        is_full = len(jobs) >= s.batch_max_jobs or sum(job.rows for job in jobs) >= most_rows
+        return jobs, is_full or sum(len(job.input) for job in jobs) >= s.batch_max_bytes
 
     def call(self, jobs: Sequence[ClaimedJob], function: Callable[[], R]) -> R:
         """`function()`, on behalf of the jobs and within the shortest of their limits; see `Watch.run`."""
@@ -128,8 +148,8 @@ class WorkerProcess:
         """`function()`, which may load a model for the jobs."""
         return self._watch.run(jobs, self.settings.load_timeout_seconds, function)
 
-    def resolve(self, job: ClaimedJob) -> tuple[ModelVersion, bool]:
-        """The version that the job's model URI stands for, and whether confidence scores are wanted.
+    def resolve(self, job: ClaimedJob) -> tuple[ModelVersion, ModelTags]:
+        """The version that the job's model URI stands for, and how its jobs are predicted.
 
         The ledger's word counts; the registry is asked only for a URI that nobody has resolved yet. Raises
         ModelNotAllowed, ModelNotFound or RegistryUnavailable.
@@ -137,15 +157,10 @@ class WorkerProcess:
         uri = parse_model_uri(job.model_uri)
         check_allowed(uri, self.settings.allowed_models)
         if job.version_id is not None:
-            return self._version(job.version_id), job.confidence
+            return self._version(job.version_id), ModelTags(confidence=job.confidence, max_rows=job.max_rows)
         found = self.registry.resolve(uri)
-        confidence = self.settings.confidence if found.confidence is None else found.confidence
-        version = self._patiently(
-            lambda: self.ledger.point(
-                job.model_uri, found.version, confidence=confidence, timeout_seconds=found.timeout_seconds
-            )
-        )
-        return version, confidence
+        tags = found.means(confidence=self.settings.confidence)
+        return self._patiently(lambda: self.ledger.point(job.model_uri, found.version, tags)), tags
 
     def publish_signature(self, model: LoadedModel, version: ModelVersion) -> None:
         """Lets producers check inputs against the version's signature before they submit."""
@@ -154,15 +169,35 @@ class WorkerProcess:
             self._patiently(lambda: self.ledger.set_signature(version.id, signature))
             self._versions.pop(version.id, None)
 
-    def record(self, outcomes: Sequence[Outcome]) -> set[UUID]:
-        """Writes results, waiting while Postgres is away; returns what was still this process's to write."""
-        recorded = self._patiently(lambda: self.ledger.finish(self.id, outcomes))
+    def others_go_first(self, queue: str | None) -> bool:
+        """Whether messages wait that this worker takes before those of the queue."""
+        ahead = queues_before(queue, self._queues)
+        try:
+            return bool(ahead) and self.run(self._any_waits(ahead))
+        except (RedisError, OSError):
+            return False
+
+    async def _any_waits(self, queues: Sequence[str]) -> bool:
+        return await self._redis.exists(*queues) > 0
+
+    def start_recording(self, outcomes: Sequence[Outcome]) -> "Future[set[UUID]]":
+        """Writes results, waiting while Postgres is away; `recorded` says which."""
+        return self._loop.start(self._record(outcomes))
+
+    async def _record(self, outcomes: Sequence[Outcome]) -> set[UUID]:
+        recorded = await self._patient(lambda: self.ledger.finish(self.id, outcomes))
         reach(FaultPoint.BEFORE_ACK)
+        self._announcing.add(task := asyncio.create_task(self._announce(recorded)))
+        task.add_done_callback(self._announcing.discard)
+        return recorded
+
+    def recorded(self, outcomes: Sequence[Outcome], recording: "Future[set[UUID]]") -> set[UUID]:
+        """What was still this process's to write."""
+        recorded = self._loop.result(recording)
         self._let_go(o.job for o in outcomes)
         lost = [o.job for o in outcomes if o.job.id not in recorded]
         if lost:
             log.warning("%d results were not kept: their jobs were cancelled or taken by another worker", len(lost))
-        self.run(self._announce(recorded))
         return recorded
 
     def delay(self, jobs: Sequence[ClaimedJob], error: PyFunQError) -> None:
@@ -194,20 +229,20 @@ class WorkerProcess:
         again = [(job, ends[job.id]) for job in jobs if job.id in ends.keys() - dead]
         self._publish(
             [
-                Page(id=end.page_id, model_uri=job.model_uri, lane=job.lane, jobs=1, first=end.goes_first)
+                Page(id=end.page_id, model_uri=job.model_uri, queue=job.queue, jobs=1, first=end.goes_first)
                 for job, end in again
             ]
         )
         self.run(self._announce(dead))
 
     def give_back(self, jobs: Sequence[ClaimedJob]) -> None:
-        """Hands jobs of one model and lane to other workers at once; no attempt is counted."""
+        """Hands jobs of one model and queue to other workers at once; no attempt is counted."""
         page_id = new_id()
         given = self._patiently(lambda: self.ledger.give_back(self.id, jobs, page_id))
         self._let_go(jobs)
         if given:
-            model_uri, lane, first = jobs[0].model_uri, jobs[0].lane, jobs[0].crashes == 1
-            self._publish([Page(id=page_id, model_uri=model_uri, lane=lane, jobs=len(given), first=first)])
+            model_uri, queue, first = jobs[0].model_uri, jobs[0].queue, jobs[0].crashes == 1
+            self._publish([Page(id=page_id, model_uri=model_uri, queue=queue, jobs=len(given), first=first)])
 
     def pass_on(self, page_id: UUID) -> None:
         """Gives what is still queued of a page a new message, for other workers."""
@@ -233,7 +268,7 @@ class WorkerProcess:
         if not pages:
             return
         try:
-            self._publisher.publish_now(pages)
+            self.publisher.publish_now(pages)
         except QueueUnavailable as exc:
             log.warning("%d pages wait for rescue to publish them: %s", len(pages), exc)
 
@@ -251,6 +286,9 @@ class WorkerProcess:
             log.warning("%d finished jobs were not announced (%s); waiters poll", len(ids), type(exc).__name__)
 
     def _patiently(self, ask: Callable[[], Coroutine[Any, Any, R]], seconds: float = _PATIENCE_SECONDS) -> R:
+        return self.run(self._patient(ask, seconds))
+
+    async def _patient(self, ask: Callable[[], Coroutine[Any, Any, R]], seconds: float = _PATIENCE_SECONDS) -> R:
         """Repeats a ledger call while Postgres is away.
 
         In the end this process takes a new identity, so that rescue gives what the old one had claimed to others.
@@ -259,11 +297,11 @@ class WorkerProcess:
         pause = _FIRST_PAUSE
         while True:
             try:
-                return self.run(ask())
+                return await ask()
             except LedgerUnavailable as exc:
                 if time.monotonic() > deadline:
                     self.id = new_id()
                     raise
                 log.warning("%s; trying again in %.1f s", exc, pause)
-            time.sleep(pause)
+            await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)

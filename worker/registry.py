@@ -1,36 +1,61 @@
 """The MLflow registry: resolve a model URI to one exact version, and watch for URIs that came to mean another."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion as RegistryVersion
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException, RestException
 
-from pyfunq.entries import ModelVersion, Resolution
+from pyfunq.entries import ModelTags, ModelVersion, Resolution
 from pyfunq.errors import ModelNotFound, RegistryUnavailable
 from pyfunq.model_uri import ModelURI, parse_model_uri
 
 log = logging.getLogger(__name__)
 
 CONFIDENCE_TAG, TIMEOUT_TAG = "pyfunq.confidence", "pyfunq.timeout"
-_ON = {"1", "on", "true", "yes"}
+MAX_ROWS_TAG, BATCHING_TAG = "pyfunq.max_rows", "pyfunq.batching"
+_ON, _OFF = {"1", "on", "true", "yes"}, {"0", "off", "false", "no"}
 _NAMES_PER_CALL = 100
 _PAGE = 1000
 _LONGEST_TIMEOUT_SECONDS = 7 * 86_400.0
+_MOST_ROWS = 2**31
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A version, and what its registered model's tags say of confidence scores and of the time that a call may take."""
+    """A version, and what its registered model's tags say."""
 
     version: ModelVersion
-    confidence: bool | None = None
-    timeout_seconds: float | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def means(self, *, confidence: bool) -> ModelTags:
+        """The tags, with what they do not say."""
+        scores = self.tags.get(CONFIDENCE_TAG)
+        alone = str(self.tags.get(BATCHING_TAG)).lower() in _OFF
+        timeout = self._number(TIMEOUT_TAG, float, _LONGEST_TIMEOUT_SECONDS)
+        max_rows = self._number(MAX_ROWS_TAG, int, _MOST_ROWS)
+        return ModelTags(
+            confidence=confidence if scores is None else str(scores).lower() in _ON,
+            timeout_seconds=timeout,
+            max_rows=1 if alone else max_rows,
+        )
+
+    def _number(self, tag: str, kind: Callable[[str], N], most: float) -> N | None:
+        text = self.tags.get(tag)
+        if text is None:
+            return None
+        with suppress(ValueError):
+            if 0 < (number := kind(text)) < most:
+                return number
+        log.warning("model %r: its tag %s is not a positive number; it does not count", self.version.name, tag)
+        return None
 
 
 class Registry:
@@ -52,9 +77,7 @@ class Registry:
     def resolve_in(self, model: RegisteredModel, uri: ModelURI) -> Resolved:
         """Like `resolve`, with what the registry just said of the model."""
         found = self._pick(model, uri)
-        tag = model.tags.get(CONFIDENCE_TAG)
-        confidence = None if tag is None else str(tag).lower() in _ON
-        return Resolved(self._describe(found), confidence, _seconds(model.name, model.tags.get(TIMEOUT_TAG)))
+        return Resolved(self._describe(found), model.tags)
 
     def models(self, names: Iterable[str]) -> dict[str, RegisteredModel]:
         """Those of the named models that exist, in as few calls as possible."""
@@ -154,23 +177,11 @@ class Registry:
             raise RegistryUnavailable(f"the MLflow server cannot be reached ({type(exc).__name__})") from exc
 
 
-def _seconds(name: str, tag: str | None) -> float | None:
-    if tag is None:
-        return None
-    with suppress(ValueError):
-        if 0 < (seconds := float(tag)) < _LONGEST_TIMEOUT_SECONDS:
-            return seconds
-    log.warning("model %r: its tag %s is not a positive number of seconds; it does not count", name, TIMEOUT_TAG)
-    return None
-
-
 class ResolutionTable(Protocol):
     """What the watch needs of the ledger."""
 
     async def resolutions(self) -> list[Resolution]: ...
-    async def point(
-        self, model_uri: str, version: ModelVersion, *, confidence: bool, timeout_seconds: float | None
-    ) -> ModelVersion: ...
+    async def point(self, model_uri: str, version: ModelVersion, tags: ModelTags) -> ModelVersion: ...
     async def confirm(self, model_uris: list[str]) -> None: ...
     async def forget(self, model_uri: str) -> None: ...
 
@@ -182,8 +193,7 @@ class Change:
     model_uri: str
     old: ModelVersion
     new: ModelVersion | None
-    confidence: bool
-    timeout_seconds: float | None = None
+    tags: ModelTags
 
 
 def changes(registry: Registry, known: list[Resolution], confidence_default: bool) -> tuple[list[Change], list[str]]:
@@ -202,15 +212,13 @@ def changes(registry: Registry, known: list[Resolution], confidence_default: boo
         except ModelNotFound:
             now = None
         if now is None:
-            changed.append(Change(resolution.model_uri, resolution.version, None, False))
+            changed.append(Change(resolution.model_uri, resolution.version, None, resolution.tags))
             continue
-        confidence = confidence_default if now.confidence is None else now.confidence
-        means = (now.version.identity, confidence, now.timeout_seconds)
-        if means == (resolution.version.identity, resolution.confidence, resolution.timeout_seconds):
+        tags = now.means(confidence=confidence_default)
+        if (now.version.identity, tags) == (resolution.version.identity, resolution.tags):
             same.append(resolution.model_uri)
         else:
-            change = Change(resolution.model_uri, resolution.version, now.version, confidence, now.timeout_seconds)
-            changed.append(change)
+            changed.append(Change(resolution.model_uri, resolution.version, now.version, tags))
     return changed, same
 
 
@@ -219,9 +227,7 @@ async def write_changes(table: ResolutionTable, changed: list[Change], same: lis
         if change.new is None:
             await table.forget(change.model_uri)
         else:
-            await table.point(
-                change.model_uri, change.new, confidence=change.confidence, timeout_seconds=change.timeout_seconds
-            )
+            await table.point(change.model_uri, change.new, change.tags)
         log.info("%s: %s -> %s", change.model_uri, change.old, change.new or "nothing")
     if same:
         await table.confirm(same)

@@ -11,8 +11,10 @@ from redis import Redis
 from pyfunq.entries import Page
 from pyfunq.ids import new_id, oldest_id_at
 from pyfunq.job import JobStatus, Lane
+from pyfunq.lanes import first_queue, queues_of
 from pyfunq.local import identity
-from pyfunq.queue import Publisher, first_queue, oldest_waiting_page
+from pyfunq.publishing import Publisher
+from pyfunq.queue import oldest_waiting_page
 from worker.process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,7 @@ def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescue
     expired = process.run(process.ledger.expire())
     process.run(process.ledger.drop_old_keys(older_than_seconds=process.settings.idempotency_seconds))
     pages = due_pages(process)
-    for lane in Lane:
-        pages += lost_pages(process, redis, lane, first=True) + lost_pages(process, redis, lane)
+    pages += lost_pages(process, redis, first=True) + lost_pages(process, redis)
     if pages:
         publisher.publish_now(pages)
     done = Rescued(put_back, dead, len(expired), sum(page.jobs for page in pages))
@@ -70,20 +71,22 @@ def due_pages(process: WorkerProcess) -> list[Page]:
     return process.run(process.ledger.repage(due, [new_id() for _ in due])) if due else []
 
 
-def lost_pages(process: WorkerProcess, redis: Redis, lane: Lane, *, first: bool = False) -> list[Page]:
+def lost_pages(process: WorkerProcess, redis: Redis, *, first: bool = False) -> list[Page]:
     """Pages, under new ids, whose messages are gone.
 
-    A queue (the lane's, or the one before it) is first in, first out and ids grow with time. So what waits in the
+    A queue (of a lane, or the one before it) is first in, first out and ids grow with time. So what waits in the
     ledger and is older than the oldest message of its queue has lost its message, or a worker holds that and has no
     process free for it; then a second message, which finds nothing to do, is the price. (Redis cannot say which it
     is: a killed worker's messages look as if they were held.) A waiting backlog is younger than its oldest message.
     """
-    oldest = oldest_waiting_page(redis, first_queue(lane) if first else str(lane))
     grace = process.settings.publish_grace_seconds
-    boundary = oldest_id_at(time.time() - grace)
-    if oldest is not None:
-        boundary = min(boundary, oldest_id_at((oldest.int >> 80) / 1000 - grace))
-    lost = process.run(process.ledger.pages_without_message(lane, older_than=boundary, first=first))
+    boundaries = {}
+    for lane in Lane:
+        for queue in queues_of(lane):
+            oldest = oldest_waiting_page(redis, first_queue(lane) if first else queue)
+            seconds = time.time() if oldest is None else min(time.time(), (oldest.int >> 80) / 1000)
+            boundaries[queue] = oldest_id_at(seconds - grace)
+    lost = process.run(process.ledger.pages_without_message(boundaries, first=first))
     if not lost:
         return []
     return process.run(process.ledger.repage(lost, [new_id() for _ in lost]))

@@ -1,26 +1,34 @@
-"""One page of jobs as named steps: claim, resolve, load, group, predict, settle."""
+"""Claimed jobs of one model as named steps: resolve, load, read, group, predict, and what each job's ending means."""
 
 import logging
 import traceback
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
 
-from pyfunq.entries import ClaimedJob, ModelVersion, Outcome
+from pyfunq.entries import ClaimedJob, ModelTags, ModelVersion, Outcome
 from pyfunq.errors import ModelDependencyUnavailable, ModelRaised, PyFunQError, TimedOut
 from pyfunq.fault_points import FaultPoint, reach
+from pyfunq.input_roots import InputRoots
 from pyfunq.job import JobError, JobStatus
-from worker.frames import build_frame, encode_output, layout_key, model_error_text, split_output
+from worker.error_text import model_error_text
+from worker.frames import Input, build_frame, read_inputs, table_input
 from worker.model_cache import LoadedModel
+from worker.predictions import encode_each, encode_output, split_output
 from worker.process import WorkerProcess
+from worker.references import ReferenceReader
 from worker.transient import what_is_away
 from worker.watch import Drained, Withdrawn
 
 log = logging.getLogger(__name__)
+
+_ARROW = ("arrow", "reference")
+"""Formats whose jobs get Arrow back."""
 
 
 def _unlimited(_: Sequence[ClaimedJob], function: Callable[[], Any]) -> Any:
@@ -33,8 +41,16 @@ class Model:
 
     loaded: LoadedModel
     version: ModelVersion
-    confidence: bool
+    tags: ModelTags
     call: Callable[[Sequence[ClaimedJob], Callable[[], Any]], Any] = _unlimited
+    read: Callable[[ClaimedJob, LoadedModel], Any] = ReferenceReader(InputRoots(())).read
+
+
+class Ready(NamedTuple):
+    """A job and its input as read, ready to be put in a frame with others."""
+
+    job: ClaimedJob
+    content: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,35 +61,26 @@ class Setback:
     error: PyFunQError
 
 
-def run_page(process: WorkerProcess, page_id: UUID) -> str:
-    """Predicts what the page has and what may come along, until the page is empty; returns a line for operators."""
-    counts: dict[str, int] = {}
-    reach(FaultPoint.BEFORE_CLAIM)
-    while not process.drain.begun and (jobs := process.claim(page_id)):
-        for outcome in run_jobs(process, jobs):
-            counts[outcome] = counts.get(outcome, 0) + 1
-    if process.drain.begun:
-        reach(FaultPoint.DRAINING)
-        process.pass_on(page_id)
-    return ", ".join(f"{n} {what}" for what, n in sorted(counts.items())) or "its jobs went with another message"
-
-
 def run_jobs(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[str]:
     """Takes claimed jobs of one model to their ends; what happened to each, as words that may repeat."""
-    reach(FaultPoint.AFTER_CLAIM)
-    endings = _endings(process, jobs)
-    reach(FaultPoint.PREDICTING)
-    return settle(process, endings)
+    endings = endings_of(process, jobs)
+    outcomes = [end for end in endings if isinstance(end, Outcome)]
+    words = recorded_words(outcomes, process.recorded(outcomes, process.start_recording(outcomes))) if outcomes else []
+    return words + set_back(process, [end for end in endings if isinstance(end, Setback)])
 
 
-def _endings(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[Outcome | Setback]:
+def endings_of(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[Outcome | Setback]:
+    """An ending for each of the claimed jobs, which are all of one model; nothing is recorded yet."""
     try:
-        version, confidence = process.resolve(jobs[0])
+        version, tags = process.resolve(jobs[0])
         with ExitStack() as in_use:
             using = process.models.use(jobs[0].model_uri, version)
-            loaded = process.load(jobs, lambda: in_use.enter_context(using))
+            if process.models.holds(version):
+                loaded = in_use.enter_context(using)
+            else:
+                loaded = process.load(jobs, lambda: in_use.enter_context(using))
             process.publish_signature(loaded, version)
-            return predict(Model(loaded, version, confidence, process.call), jobs)
+            return predict(Model(loaded, version, tags, process.call, process.references.read), jobs)
     except PyFunQError as exc:
         return [ending(job, exc) for job in jobs]
     except Exception as exc:  # a defect of this program must not leave jobs running for ever
@@ -83,18 +90,18 @@ def _endings(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[Outcome
         return [failed(job, PyFunQError(f"internal error: {type(exc).__name__}")) for job in jobs]
 
 
-def settle(process: WorkerProcess, endings: Sequence[Outcome | Setback]) -> list[str]:
-    """Records what ended, and puts the rest where it belongs."""
+def recorded_words(outcomes: Sequence[Outcome], recorded: Set[UUID]) -> list[str]:
+    """What became of outcomes of which some were recorded."""
+    return [_words(o) if o.job.id in recorded else "not kept" for o in outcomes]
+
+
+def set_back(process: WorkerProcess, setbacks: Sequence[Setback]) -> list[str]:
+    """Puts what did not end where it belongs."""
     words: list[str] = []
-    outcomes = [end for end in endings if isinstance(end, Outcome)]
-    if outcomes:
-        recorded = process.record(outcomes)
-        words.extend(_words(o) if o.job.id in recorded else "not kept" for o in outcomes)
-    setbacks: dict[tuple[type[PyFunQError], str], list[Setback]] = {}
-    for end in endings:
-        if isinstance(end, Setback):
-            setbacks.setdefault((type(end.error), end.error.message), []).append(end)
-    for alike in setbacks.values():
+    kinds: dict[tuple[type[PyFunQError], str], list[Setback]] = {}
+    for setback in setbacks:
+        kinds.setdefault((type(setback.error), setback.error.message), []).append(setback)
+    for alike in kinds.values():
         word = _set_back(process, [setback.job for setback in alike], alike[0].error)
         words.extend([word] * len(alike))
     return words
@@ -119,98 +126,132 @@ def _set_back(process: WorkerProcess, jobs: Sequence[ClaimedJob], error: PyFunQE
 
 def predict(model: Model, jobs: Sequence[ClaimedJob]) -> list[Outcome | Setback]:
     """An ending for every job, whatever its neighbours hold."""
-    endings: list[Outcome | Setback] = []
-    groups: dict[Hashable, list[ClaimedJob]] = {}
+    alike: dict[tuple[str, bytes | None], list[ClaimedJob]] = {}
     for job in jobs:
-        try:
-            groups.setdefault(_company(model, job), []).append(job)
-        except PyFunQError as exc:
-            endings.append(ending(job, exc, model.version))
+        alike.setdefault((job.input_format, job.params), []).append(job)
+    endings: list[Outcome | Setback] = []
+    groups: dict[Hashable, list[Ready]] = {}
+    for (input_format, params), several in alike.items():
+        for job, read in zip(several, _read(model, input_format, several), strict=True):
+            if isinstance(read, PyFunQError):
+                endings.append(ending(job, read, model.version))
+            else:
+                # One whose process died may have killed it: it goes alone.
+                company = job.id if job.crashes else (input_format, params, read.key)
+                groups.setdefault(company, []).append(Ready(job, read.content))
     for group in groups.values():
-        endings.extend(_predict_group(model, group))
+        for part in _calls(group, model.tags.max_rows):
+            endings.extend(_predict_group(model, part))
     return endings
 
 
-def _company(model: Model, job: ClaimedJob) -> Hashable:
-    """Jobs with equal keys may share a call. One whose process died may have killed it: it goes alone."""
-    if job.crashes:
-        return job.id
-    return job.input_format, job.params, layout_key(job.input_format, job.input, model.loaded.schema)
+def _calls(group: list[Ready], max_rows: int | None) -> Iterator[list[Ready]]:
+    """The group in as few parts as the model takes: in none more rows than this, but for a job that has more."""
+    rows = begin = 0
+    for i, (job, _) in enumerate(group):
+        if max_rows is not None and begin < i and rows + job.rows > max_rows:
+            yield group[begin:i]
+            begin, rows = i, 0
+        rows += job.rows
+    yield group[begin:]
 
 
-def _predict_group(model: Model, group: Sequence[ClaimedJob]) -> Iterator[Outcome | Setback]:
+def _read(model: Model, input_format: str, jobs: Sequence[ClaimedJob]) -> Sequence[Input | PyFunQError]:
+    """The jobs' inputs; those that are elsewhere are read within their limits, for a share may hang."""
+    if input_format != "reference":
+        return read_inputs(input_format, [job.input for job in jobs], model.loaded.schema)
+    found: list[Input | PyFunQError] = []
+    for job in jobs:
+        try:
+            table = model.call([job], partial(model.read, job, model.loaded))
+            found.append(table_input(table, model.loaded.schema))
+        except PyFunQError as exc:
+            found.append(exc)
+    return found
+
+
+def _predict_group(model: Model, group: Sequence[Ready]) -> Iterator[Outcome | Setback]:
     """One call for the group; if it fails, parts of it, until those that make it fail stand alone."""
     try:
         yield from _predict_together(model, group)
     except PyFunQError as exc:
         parts = [] if len(group) == 1 else _parts(group, exc)
         if not parts:
-            for job in group:
+            for job, _ in group:
                 yield ending(job, exc, model.version)
         for part in parts:
             yield from _predict_group(model, part)
 
 
-def _parts(group: Sequence[ClaimedJob], exc: PyFunQError) -> list[Sequence[ClaimedJob]]:
+def _parts(group: Sequence[Ready], exc: PyFunQError) -> list[Sequence[Ready]]:
     """What to call next when the call of a group of several failed; nothing if the failure concerns them all."""
     match exc:
         case Drained():
             return []
         case Withdrawn():
-            gone = [job for job in group if job.id in exc.ids]
-            return [part for part in ([j for j in group if j not in gone], *([j] for j in gone)) if part]
+            gone = [ready for ready in group if ready.job.id in exc.ids]
+            staying = [ready for ready in group if ready.job.id not in exc.ids]
+            return [part for part in (staying, *([ready] for ready in gone)) if part]
         case TimedOut():
-            return [[job] for job in group]
-        case ModelDependencyUnavailable() if not any(job.delayed for job in group):
+            return [[ready] for ready in group]
+        case ModelDependencyUnavailable() if not any(ready.job.delayed for ready in group):
             return []
     return [group[: len(group) // 2], group[len(group) // 2 :]]
 
 
-def _predict_together(model: Model, group: Sequence[ClaimedJob]) -> list[Outcome | Setback]:
-    frame = build_frame(group[0].input_format, [job.input for job in group], model.loaded.schema)
+def _predict_together(model: Model, group: Sequence[Ready]) -> list[Outcome | Setback]:
+    jobs = [ready.job for ready in group]
+    frame = build_frame(jobs[0].input_format, [ready.content for ready in group], model.loaded.schema)
     output = _call(model, group, frame)
-    rows = [job.rows for job in group]
+    rows = [job.rows for job in jobs]
+    if jobs[0].input_format not in _ARROW and (results := encode_each(output, rows)) is not None:
+        scores = _confidence(model, jobs, frame)
+        return [
+            Outcome(job, JobStatus.SUCCEEDED, model.version.id, "json", result, score)
+            for job, result, score in zip(jobs, results, scores, strict=True)
+        ]
     parts = split_output(output, rows)
     if parts is None:
         if len(group) > 1:
-            return [end for job in group for end in _predict_group(model, [job])]
+            return [end for ready in group for end in _predict_group(model, [ready])]
         parts = [output]
-    scores = _confidence(model, group, frame)
-    return [_succeeded(model, job, part, score) for job, part, score in zip(group, parts, scores, strict=True)]
+    scores = _confidence(model, jobs, frame)
+    return [_succeeded(model, job, part, score) for job, part, score in zip(jobs, parts, scores, strict=True)]
 
 
-def _call(model: Model, group: Sequence[ClaimedJob], frame: Any) -> Any:
-    params = group[0].params
-    asked = orjson.loads(params) if params else None
+def _call(model: Model, group: Sequence[Ready], frame: Any) -> Any:
+    jobs = [ready.job for ready in group]
+    asked = orjson.loads(jobs[0].params) if jobs[0].params else None
     try:
-        return model.call(group, lambda: model.loaded.pyfunc.predict(frame, params=asked))
+        return model.call(jobs, lambda: model.loaded.predict(frame, asked))
     except (TimedOut, Withdrawn, Drained):
         raise
     except Exception as exc:  # whatever the model's own code raises
         if away := what_is_away(exc):
             raise ModelDependencyUnavailable(f"what the model asks is away: {away}") from exc
-        if len(group) > 1:  # it is asked again, in halves, before anyone is told
+        if len(jobs) > 1:  # it is asked again, in halves, before anyone is told
             raise ModelRaised from exc
-        raise ModelRaised(model_error_text(exc, [(group[0].input_format, group[0].input)])) from exc
+        input_ = group[0].content if jobs[0].input_format in _ARROW else jobs[0].input
+        raise ModelRaised(model_error_text(exc, [(jobs[0].input_format, input_)])) from exc
 
 
-def _confidence(model: Model, group: Sequence[ClaimedJob], frame: Any) -> list[list[float] | None]:
+def _confidence(model: Model, jobs: Sequence[ClaimedJob], frame: Any) -> list[list[float] | None]:
     """The largest class probability of each row, by job, where that was asked for and the model knows any."""
-    if not model.confidence or model.loaded.predict_proba is None:
-        return [None] * len(group)
+    if not model.tags.confidence or model.loaded.predict_proba is None:
+        return [None] * len(jobs)
     score = model.loaded.predict_proba
     try:
-        highest = [float(p) for p in model.call(group, lambda: score(frame)).max(axis=1)]
+        highest = [float(p) for p in model.call(jobs, lambda: score(frame)).max(axis=1)]
     except Exception as exc:  # a score is an extra: the prediction stands without it
         log.warning("no confidence scores from %s: %s", model.version, type(exc).__name__)
-        return [None] * len(group)
+        return [None] * len(jobs)
     ends = iter(highest)
-    return [[next(ends) for _ in range(job.rows)] for job in group]
+    return [[next(ends) for _ in range(job.rows)] for job in jobs]
 
 
 def _succeeded(model: Model, job: ClaimedJob, part: Any, confidence: list[float] | None) -> Outcome | Setback:
     try:
-        result_format, result = encode_output(part, arrow=job.input_format == "arrow")
+        result_format, result = encode_output(part, arrow=job.input_format in _ARROW)
     except PyFunQError as exc:
         return ending(job, exc, model.version)
     return Outcome(

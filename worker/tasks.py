@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from celery import Celery
+from celery import Celery, Task
 
-from pyfunq.queue import TASK_PREDICT, TASK_REGISTRY_WATCH, TASK_RESCUE
+from pyfunq.message import TASK_PREDICT
+from pyfunq.queue import TASK_REGISTRY_WATCH, TASK_RESCUE
 
 if TYPE_CHECKING:
     from worker.process import WorkerProcess
@@ -21,12 +22,12 @@ def register(app: Celery, process: "Callable[[], WorkerProcess]") -> None:
     """Adds the tasks to the app; `process` gives this process's WorkerProcess, made when it is first needed."""
 
     # Celery sends a message again whose process died, with this delay; what had been claimed is rescue's business.
-    @app.task(name=TASK_PREDICT, max_retries=3, default_retry_delay=1)
-    def predict(page_id: str) -> str:
+    @app.task(name=TASK_PREDICT, bind=True, max_retries=3, default_retry_delay=1)
+    def predict(task: Task, page_id: str) -> str:
         """Predicts the queued jobs of a page. The page's id is all that is believed of a message."""
-        from worker.run_batch import run_page
+        from worker.page_run import run_page
 
-        return run_page(process(), UUID(page_id))
+        return run_page(process(), UUID(page_id), task.request.delivery_info.get("routing_key"))
 
     @app.task(name=TASK_REGISTRY_WATCH)
     def registry_watch() -> str:
@@ -44,4 +45,4 @@ def register(app: Celery, process: "Callable[[], WorkerProcess]") -> None:
         here = process()
         if upkeep.begun_elsewhere(here, TASK_RESCUE, here.settings.rescue_seconds):
             return _ELSEWHERE
-        return upkeep.rescue_jobs(here, app)
+        return upkeep.rescue_jobs(here)

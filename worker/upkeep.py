@@ -4,12 +4,11 @@ import logging
 import threading
 import time
 
-from celery import Celery
 from redis import Redis
 from redis.exceptions import RedisError
 
 from pyfunq.errors import PyFunQError, RegistryUnavailable
-from pyfunq.queue import TASK_REGISTRY_WATCH, TASK_RESCUE, Publisher
+from pyfunq.queue import TASK_REGISTRY_WATCH, TASK_RESCUE
 from worker.process import WorkerProcess
 from worker.registry import changes, write_changes
 from worker.rescue import ended_siblings, rescue, rescue_crashed
@@ -33,14 +32,10 @@ def registry_watch(process: WorkerProcess) -> str:
     return f"{len(same)} same, {len(changed)} changed"
 
 
-def rescue_jobs(process: WorkerProcess, app: Celery) -> str:
+def rescue_jobs(process: WorkerProcess) -> str:
     """Puts back, publishes again and ends what a crash or a deadline left behind."""
-    publisher = Publisher(app)
-    try:
-        with Redis.from_url(process.settings.redis, socket_timeout=5, socket_connect_timeout=5) as redis:
-            return str(rescue(process, redis, publisher))
-    finally:
-        publisher.close()
+    with Redis.from_url(process.settings.redis, socket_timeout=5, socket_connect_timeout=5) as redis:
+        return str(rescue(process, redis, process.publisher))
 
 
 def begun_elsewhere(process: WorkerProcess, name: str, interval_seconds: float) -> bool:
@@ -54,9 +49,8 @@ class StandIn:
     A process that died without a word is noticed by the others of its host within about a second.
     """
 
-    def __init__(self, process: WorkerProcess, app: Celery) -> None:
+    def __init__(self, process: WorkerProcess) -> None:
         self._process = process
-        self._app = app
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pyfunq-upkeep", daemon=True)
         self._thread.start()
@@ -81,17 +75,13 @@ class StandIn:
     def _look_after_siblings(self) -> None:
         if not ended_siblings(self._process):
             return
-        publisher = Publisher(self._app)
-        try:
-            put_back, dead = rescue_crashed(self._process, publisher)
-        finally:
-            publisher.close()
+        put_back, dead = rescue_crashed(self._process, self._process.publisher)
         log.warning("a worker process of this host ended: %d jobs put back, %d dead", put_back, dead)
 
     def _stand_in_for_beat(self) -> None:
         settings = self._process.settings
         if self._overdue(TASK_RESCUE, settings.rescue_seconds):
-            log.warning("the beat is silent; rescue here: %s", rescue_jobs(self._process, self._app))
+            log.warning("the beat is silent; rescue here: %s", rescue_jobs(self._process))
         if self._overdue(TASK_REGISTRY_WATCH, settings.registry_watch_seconds):
             log.warning("the beat is silent; registry watch here: %s", registry_watch(self._process))
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 from uuid import UUID
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _TICK_SECONDS = 0.25
+_EARLIER_SECONDS = 1.0
 _ASK_SECONDS = 1.0
 _GRACE_SECONDS = 5.0
 _DRAIN_GRACE_SECONDS = 1.0
@@ -58,7 +60,7 @@ class Keeper(Protocol):
     def part_with(self, culprits: Sequence[ClaimedJob], reason: PyFunQError | None) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Call:
     jobs: Sequence[ClaimedJob]
     seconds: float
@@ -82,15 +84,20 @@ class Watch:
         self._drain = drain
         self._max_memory_bytes = max_memory_bytes
         self._process = psutil.Process()
-        self._call: _Call | None = None
+        self._calls: list[_Call] = []
+        self._in_main: _Call | None = None
         self._stop = threading.Event()
         self._handles_signals = False
+        self._arming = threading.Lock()
+        self._due = 0.0
         self._thread = threading.Thread(target=self._run, name="pyfunq-watch", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         self._stop.set()
         self._thread.join(timeout=5)
+        with self._arming:
+            self._clear_timer()
 
     def run(self, jobs: Sequence[ClaimedJob], seconds: float, function: Callable[[], R]) -> R:
         """`function()` on behalf of the jobs. Raises TimedOut, Withdrawn or Drained when it was interrupted."""
@@ -113,21 +120,51 @@ class Watch:
             for number in (signal.SIGALRM, signal.SIGUSR2):
                 signal.signal(number, self._handle)
             self._handles_signals = True
-        self._call = call
+        self._calls.append(call)
         if call.interruptible:
+            self._in_main = call
             signal.setitimer(signal.ITIMER_REAL, call.seconds)
-            last = call.seconds + 2 * _GRACE_SECONDS
-            faulthandler.dump_traceback_later(last, exit=True, file=sys.__stderr__ or sys.stderr)
+            self._arm(call.seconds)
 
     def _end(self, call: _Call) -> None:
-        self._call = None  # from here on no signal interrupts
+        if call.interruptible:
+            self._in_main = None  # from here on no signal interrupts
+        with suppress(ValueError):
+            self._calls.remove(call)
         if call.interruptible:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
-            faulthandler.cancel_dump_traceback_later()
+
+    def _arm(self, seconds: float) -> None:
+        """Lets a timer of the C library end this process when the call's time is long over.
+
+        To set it takes longer than many a call: so the one of the call before will do if it is hardly earlier.
+        """
+        due = time.monotonic() + seconds + 2 * _GRACE_SECONDS
+        with self._arming:
+            if not due - _EARLIER_SECONDS <= self._due <= due:
+                self._set_timer(due)
+
+    def _keep_armed(self) -> None:
+        """Between calls nothing is due; and a process that was stopped for long is not to end when it goes on."""
+        call = self._in_main
+        with self._arming:
+            if call is not None:
+                self._set_timer(call.begun + call.seconds + 2 * _GRACE_SECONDS)
+            elif self._due:
+                self._clear_timer()
+
+    def _set_timer(self, due: float) -> None:
+        self._due = due
+        left = max(_EARLIER_SECONDS, due - time.monotonic())
+        faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__ or sys.stderr)
+
+    def _clear_timer(self) -> None:
+        self._due = 0.0
+        faulthandler.cancel_dump_traceback_later()
 
     def _handle(self, *_: object) -> None:
-        call = self._call
-        if call is None or call.delivered or not call.interruptible:
+        call = self._in_main
+        if call is None or call.delivered:
             return
         if call.reason is None:
             if time.monotonic() < call.begun + call.seconds:
@@ -143,13 +180,12 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK_SECONDS):
-            call = self._call
-            if call is None:
-                continue
-            try:
-                self._look_at(call)
-            except PyFunQError as exc:
-                log.warning("the watch cannot ask: %s", exc)
+            self._keep_armed()
+            for call in list(self._calls):
+                try:
+                    self._look_at(call)
+                except PyFunQError as exc:
+                    log.warning("the watch cannot ask: %s", exc)
 
     def _look_at(self, call: _Call) -> None:
         if self._max_memory_bytes is not None and self._process.memory_info().rss > self._max_memory_bytes:
@@ -181,7 +217,7 @@ class Watch:
 
     def _kill(self, call: _Call, reason: PyFunQError) -> None:
         """The end of this process; first its jobs are put where others find them."""
-        if self._call is not call:
+        if call not in self._calls:
             return
         log.warning("this process ends, with %d jobs in a call: %s", len(call.jobs), reason)
         try:

@@ -1,10 +1,19 @@
 -- name: submit
 -- Accepts jobs: they are the ledger's from this statement's commit on.
-INSERT INTO job (id, page_id, batch_id, batch_index, lane, model_uri, rows, max_attempts, retries, timeout_seconds,
+INSERT INTO job (id, page_id, batch_id, batch_index, queue, model_uri, rows, max_attempts, retries, timeout_seconds,
                  expires_at, input_format, input, params)
 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::text[], $7::integer[],
                      $8::smallint[], $9::smallint[], $10::double precision[],
                      $11::timestamptz[], $12::text[], $13::bytea[], $14::bytea[])
+
+-- name: submit_chunks
+-- Likewise, but for chunks of batches: one that is there already, or is being committed by another producer, is left out.
+INSERT INTO job (id, page_id, batch_id, batch_index, queue, model_uri, rows, max_attempts, retries, timeout_seconds,
+                 expires_at, input_format, input, params)
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::text[], $7::integer[],
+                     $8::smallint[], $9::smallint[], $10::double precision[],
+                     $11::timestamptz[], $12::text[], $13::bytea[], $14::bytea[])
+ON CONFLICT (batch_id, batch_index) WHERE batch_id IS NOT NULL DO NOTHING
 
 -- name: take_keys
 -- Makes idempotency keys ($1, each once) stand for new jobs, unless they stand for others and are younger than $4 seconds.
@@ -25,32 +34,39 @@ WHERE key = ANY (ARRAY(SELECT key FROM idempotency WHERE created_at <= now() - m
                        ORDER BY created_at LIMIT 10000 FOR UPDATE SKIP LOCKED))
 
 -- name: count_queued
--- Queued jobs of a lane ($1), of which no more than $2 are counted. Without those few whose process died: so an index
--- that knows the lanes answers alone, and a large lane is not read to count a small one.
-SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND crashes = 0 AND lane = $1 LIMIT $2) AS counted
+-- Queued jobs of queues ($1), of which no more than $2 are counted. Without those few whose process died: so an index
+-- that knows the queues answers alone, and a long one is not read to count a short one.
+SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND crashes = 0 AND queue = ANY ($1::text[]) LIMIT $2)
+    AS counted
 
 -- name: claim
--- Takes a page's queued jobs ($1) for a worker process ($2) and, where the caps ($3 jobs, $4 rows, $5 bytes) leave
--- room, further queued jobs of the same model and lane, oldest first. A job whose process died comes without company.
-WITH own AS MATERIALIZED (
-    SELECT id, model_uri, lane, crashes, rows, octet_length(input) AS bytes
+-- Takes a page's queued jobs ($1) for a worker process ($2) and, where the caps ($3 jobs, $4 rows or fewer that the model
+-- takes, $5 bytes) leave much room, further queued jobs of the same model and queue, oldest first. A job whose process
+-- died comes without company.
+WITH model AS MATERIALIZED (
+    SELECT version_id, confidence, timeout_seconds, max_rows, least($4, max_rows) AS cap
+    FROM (SELECT model_uri FROM job WHERE page_id = $1 AND status = 'queued' LIMIT 1) AS head
+    LEFT JOIN resolution USING (model_uri)
+), own AS MATERIALIZED (
+    SELECT id, model_uri, queue, crashes, rows, octet_length(input) AS bytes
     FROM job
     WHERE page_id = $1 AND status = 'queued'
       AND (not_before IS NULL OR not_before <= now()) AND (expires_at IS NULL OR expires_at > now())
     ORDER BY id
-    LIMIT $3
+    LIMIT least($3, (SELECT cap FROM model))  -- no job has less than a row
     FOR UPDATE SKIP LOCKED
 ), along AS MATERIALIZED (
     SELECT id, rows, octet_length(input) AS bytes
     FROM job
     -- Scalars and not a join: so the index gives the order, and a backlog is not sorted for each micro-batch.
-    WHERE model_uri = (SELECT model_uri FROM own LIMIT 1) AND lane = (SELECT lane FROM own LIMIT 1)
+    WHERE model_uri = (SELECT model_uri FROM own LIMIT 1) AND queue = (SELECT queue FROM own LIMIT 1)
       AND status = 'queued' AND crashes = 0 AND page_id <> $1
       AND not_before IS NULL AND (expires_at IS NULL OR expires_at > now())
-      AND rows <= $4 - (SELECT sum(rows) FROM own)
+      AND rows <= (SELECT cap FROM model) - (SELECT sum(rows) FROM own)
       AND NOT EXISTS (SELECT FROM own WHERE crashes > 0)
     ORDER BY id
-    LIMIT greatest(0, $3 - (SELECT count(*) FROM own))
+    LIMIT CASE WHEN (SELECT count(*) FROM own) * 2 <= $3
+               THEN least($3, (SELECT cap FROM model)) - (SELECT count(*) FROM own) ELSE 0 END
     FOR UPDATE SKIP LOCKED
 ), measured AS (
     SELECT id, sum(rows) OVER upto - rows AS rows_before, sum(bytes) OVER upto - bytes AS bytes_before
@@ -58,12 +74,11 @@ WITH own AS MATERIALIZED (
     WINDOW upto AS (ORDER BY rank, id)
 )
 UPDATE job SET status = 'running', attempt = attempt + 1, worker_id = $2, started_at = now()
-FROM (SELECT resolution.version_id, resolution.confidence, resolution.timeout_seconds
-      FROM (SELECT model_uri FROM own LIMIT 1) AS head LEFT JOIN resolution USING (model_uri)) AS resolved
-WHERE id = ANY (ARRAY(SELECT id FROM measured WHERE rows_before < $4 AND bytes_before < $5))
-RETURNING id, attempt, crashes, retries, failures, model_uri, lane, rows, input_format, input, params,
-          delayed_since IS NOT NULL AS delayed, resolved.version_id, coalesce(resolved.confidence, false) AS confidence,
-          coalesce(job.timeout_seconds, resolved.timeout_seconds) AS timeout_seconds
+FROM model
+WHERE id = ANY (ARRAY(SELECT id FROM measured WHERE rows_before < (SELECT cap FROM model) AND bytes_before < $5))
+RETURNING id, attempt, model_uri, queue, rows, input_format, input, params, model.version_id,
+          coalesce(model.confidence, false) AS confidence, crashes, delayed_since IS NOT NULL AS delayed, retries,
+          failures, coalesce(job.timeout_seconds, model.timeout_seconds) AS timeout_seconds, model.max_rows
 
 -- name: get_version
 -- A model version by the ledger's id for it.
@@ -71,14 +86,14 @@ SELECT id, name, version, created_ms, source, run_id, experiment_id, signature F
 
 -- name: resolution
 -- The version that a model URI stands for now, if anyone has resolved it yet.
-SELECT r.confidence, r.timeout_seconds, r.resolved_at, r.checked_at,
+SELECT r.confidence, r.timeout_seconds, r.max_rows, r.resolved_at, r.checked_at,
        v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
 FROM resolution r JOIN model_version v ON v.id = r.version_id
 WHERE r.model_uri = $1
 
 -- name: resolutions
 -- Every resolution, for the registry watch and for people.
-SELECT r.model_uri, r.confidence, r.timeout_seconds, r.resolved_at, r.checked_at,
+SELECT r.model_uri, r.confidence, r.timeout_seconds, r.max_rows, r.resolved_at, r.checked_at,
        v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
 FROM resolution r JOIN model_version v ON v.id = r.version_id
 ORDER BY r.model_uri
@@ -92,10 +107,10 @@ RETURNING id
 
 -- name: point_resolution
 -- Points a model URI at a version; resolved_at moves only when the version does.
-INSERT INTO resolution (model_uri, version_id, confidence, timeout_seconds) VALUES ($1, $2, $3, $4)
+INSERT INTO resolution (model_uri, version_id, confidence, timeout_seconds, max_rows) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (model_uri) DO UPDATE
 SET version_id = EXCLUDED.version_id, confidence = EXCLUDED.confidence, checked_at = now(),
-    timeout_seconds = EXCLUDED.timeout_seconds,
+    timeout_seconds = EXCLUDED.timeout_seconds, max_rows = EXCLUDED.max_rows,
     resolved_at = CASE WHEN resolution.version_id = EXCLUDED.version_id THEN resolution.resolved_at ELSE now() END
 
 -- name: confirm_resolutions
@@ -121,6 +136,14 @@ SET status = d.status, finished_at = clock_timestamp(), version_id = d.version_i
 FROM unnest($3::uuid[], $4::smallint[], $5::text[], $6::integer[], $7::text[], $8::bytea[], $9::text[], $10::text[],
             $11::text[])
      AS d (id, attempt, status, version_id, result_format, result, confidence, error_code, error_message)
+WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+RETURNING job.id
+
+-- name: finish_alike
+-- `finish` for outcomes that differ in their results alone.
+UPDATE job
+SET status = $3, finished_at = clock_timestamp(), version_id = $4, result_format = $5, result = d.result
+FROM unnest($6::uuid[], $7::smallint[], $8::bytea[]) AS d (id, attempt, result)
 WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
@@ -189,7 +212,7 @@ UPDATE job SET status = 'queued', crashes = 0, failures = 0, delayed_since = NUL
                error_code = NULL, error_message = NULL
 FROM unnest($1::uuid[], $2::uuid[]) AS d (id, page_id)
 WHERE job.id = d.id AND job.status = 'dead'
-RETURNING job.page_id AS id, job.model_uri, job.lane, 1 AS jobs
+RETURNING job.page_id AS id, job.model_uri, job.queue, 1 AS jobs
 
 -- name: purge_dead
 -- Deletes dead jobs that ended more than $1 seconds ago, and frees their idempotency keys.
@@ -213,7 +236,7 @@ RETURNING id
 
 -- name: get_jobs
 -- Jobs by id, without inputs and results.
-SELECT j.id, j.status, j.model_uri, j.lane, j.rows, j.attempt, j.crashes, j.max_attempts, j.failures, j.retries,
+SELECT j.id, j.status, j.model_uri, j.queue, j.rows, j.attempt, j.crashes, j.max_attempts, j.failures, j.retries,
        j.timeout_seconds, j.created_at, j.started_at,
        j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
        v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
@@ -225,7 +248,7 @@ WHERE j.id = ANY ($1::uuid[])
 
 -- name: list_jobs
 -- Jobs, newest first, from a cursor ($4: the last id of the page before) on.
-SELECT j.id, j.status, j.model_uri, j.lane, j.rows, j.attempt, j.crashes, j.max_attempts, j.failures, j.retries,
+SELECT j.id, j.status, j.model_uri, j.queue, j.rows, j.attempt, j.crashes, j.max_attempts, j.failures, j.retries,
        j.timeout_seconds, j.created_at, j.started_at,
        j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
        v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
@@ -238,9 +261,9 @@ WHERE ($1::text IS NULL OR j.status = $1) AND ($2::text IS NULL OR j.model_uri =
 ORDER BY j.id DESC
 LIMIT $5
 
--- name: get_result
--- How a job ended, with its result.
-SELECT status, result_format, result, error_code, error_message FROM job WHERE id = $1
+-- name: get_results
+-- How jobs ended, with their results.
+SELECT id, status, result_format, result, error_code, error_message FROM job WHERE id = ANY ($1::uuid[])
 
 -- name: get_input
 -- A job's input as it was stored.
@@ -252,28 +275,54 @@ SELECT id FROM job WHERE id = ANY ($1::uuid[]) AND status NOT IN ('queued', 'run
 
 -- name: open_batch
 -- Begins a batch; its jobs follow.
-INSERT INTO batch (id, model_uri, source) VALUES ($1, $2, $3)
+INSERT INTO batch (id, model_uri, source, cut) VALUES ($1, $2, $3, $4)
 
 -- name: close_batch
 -- All of a batch's jobs are committed.
-UPDATE batch SET submitted_at = now() WHERE id = $1
+UPDATE batch SET submitted_at = coalesce(submitted_at, now()), error_code = NULL, error_message = NULL
+WHERE id = $1 AND (error_code IS NULL OR error_code = 'submission_stopped')
+RETURNING id
 
--- name: fail_batch
--- Submitting a batch stopped early.
-UPDATE batch SET error_code = $2, error_message = $3 WHERE id = $1
+-- name: stop_batch
+-- Submitting a batch stopped early. What says that it cannot be resumed stays.
+UPDATE batch SET error_code = $2, error_message = $3
+WHERE id = $1 AND submitted_at IS NULL AND (error_code IS NULL OR error_code = 'submission_stopped')
+
+-- name: resume_batch
+-- Submitting a batch goes on.
+UPDATE batch SET error_code = NULL, error_message = NULL, seen_at = now()
+WHERE id = $1 AND submitted_at IS NULL AND (error_code IS NULL OR error_code = 'submission_stopped')
+RETURNING id
+
+-- name: keep_batch_alive
+-- Says that a batch's producer lives.
+UPDATE batch SET seen_at = now() WHERE id = $1 AND error_code IS NULL RETURNING id
+
+-- name: chunks_there
+-- Which chunks of a batch, from index $2 to $3, are committed.
+SELECT batch_index, rows FROM job WHERE batch_id = $1 AND batch_index BETWEEN $2 AND $3
 
 -- name: get_batch
-SELECT id, model_uri, source, created_at, submitted_at, error_code, error_message FROM batch WHERE id = $1
+-- A batch, and for how long its producer was silent while Postgres could have heard it.
+SELECT id, model_uri, source, created_at, submitted_at, error_code, error_message, cut,
+       extract(epoch FROM now() - greatest(seen_at, pg_postmaster_start_time()))::double precision AS silent_seconds
+FROM batch WHERE id = $1
 
 -- name: count_batch
 -- A batch's jobs and rows by status.
 SELECT status, count(*) AS jobs, sum(rows) AS rows FROM job WHERE batch_id = $1 GROUP BY status
 
 -- name: batch_results
--- A batch's results in input order, from an index ($2) on.
+-- A batch's results in input order, from an index ($2) on: of $3 jobs, fewer where they have more than $4 bytes. How many
+-- these are is known before any is read.
 SELECT id, batch_index, status, rows, result_format, result, error_code, error_message
-FROM job WHERE batch_id = $1 AND batch_index >= $2
-ORDER BY batch_index LIMIT $3
+FROM (SELECT *, sum(coalesce(octet_length(result), 0)) OVER (ORDER BY batch_index)
+                - coalesce(octet_length(result), 0) AS bytes_before
+      FROM (SELECT id, batch_index, status, rows, result_format, result, error_code, error_message
+            FROM job WHERE batch_id = $1 AND batch_index >= $2
+            ORDER BY batch_index LIMIT $3) AS next) AS measured
+WHERE bytes_before < $4
+ORDER BY batch_index
 
 -- name: beat_heart
 -- Says that a worker process lives.
@@ -332,10 +381,11 @@ WHERE id = ANY (ARRAY(SELECT id FROM job WHERE status = 'queued' AND expires_at 
 RETURNING id
 
 -- name: pages_without_message
--- Pages of a lane ($1) older than $2 with jobs that are due: of those that go first ($3), or of the others.
-SELECT page_id FROM job
-WHERE status = 'queued' AND lane = $1 AND page_id < $2 AND (crashes = 1) = $3
-  AND (not_before IS NULL OR not_before <= now())
+-- Pages older than their queue's boundary ($2, by $1) with jobs that are due: of those that go first ($3), or of the
+-- others. For all queues at once: what waits in one is read only once.
+SELECT page_id FROM job JOIN unnest($1::text[], $2::uuid[]) AS oldest (queue, boundary) USING (queue)
+WHERE status = 'queued' AND page_id < (SELECT max(b::text)::uuid FROM unnest($2::uuid[]) AS b) AND page_id < boundary
+  AND (crashes = 1) = $3 AND (not_before IS NULL OR not_before <= now())
 GROUP BY page_id
 ORDER BY page_id
 LIMIT 1000
@@ -352,12 +402,12 @@ WITH moved AS (
     UPDATE job SET page_id = p.new, not_before = NULL
     FROM unnest($1::uuid[], $2::uuid[]) AS p (old, new)
     WHERE job.page_id = p.old AND job.status = 'queued' AND (job.not_before IS NULL OR job.not_before <= now())
-    RETURNING job.page_id, job.model_uri, job.lane, job.crashes
+    RETURNING job.page_id, job.model_uri, job.queue, job.crashes
 )
-SELECT page_id AS id, min(model_uri) AS model_uri, min(lane) AS lane, count(*) AS jobs, bool_and(crashes = 1) AS first
+SELECT page_id AS id, min(model_uri) AS model_uri, min(queue) AS queue, count(*) AS jobs, bool_and(crashes = 1) AS first
 FROM moved GROUP BY page_id
 
 -- name: queue_depth
--- Queued jobs by model and lane.
-SELECT model_uri, lane, count(*) AS jobs, min(created_at) AS oldest FROM job
-WHERE status = 'queued' GROUP BY model_uri, lane ORDER BY model_uri, lane
+-- Queued jobs by model and queue.
+SELECT model_uri, queue, count(*) AS jobs, min(created_at) AS oldest FROM job
+WHERE status = 'queued' GROUP BY model_uri, queue ORDER BY model_uri, queue

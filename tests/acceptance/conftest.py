@@ -106,7 +106,14 @@ def home() -> Iterator[Path]:
 def up() -> Iterator[Path]:
     """The state directory of a running `pyfunq up` that has the demo's models, version 1 of each promoted."""
     place = fresh_home()
-    program = start(place, "up", PYFUNQ_REGISTRY_WATCH_SECONDS="0.5", PYFUNQ_FLOWER_PASSWORD=FLOWER_PASSWORD)
+    (place / "in").mkdir()
+    program = start(
+        place,
+        "up",
+        PYFUNQ_REGISTRY_WATCH_SECONDS="0.5",
+        PYFUNQ_FLOWER_PASSWORD=FLOWER_PASSWORD,
+        PYFUNQ_INPUT_ROOTS=str(place / "in"),
+    )
     program.wait_for("ready; state in")
     endpoints = json.loads((place / "endpoints.json").read_text())["endpoints"]
     models = DemoModels(endpoints["mlflow_tracking_uri"])

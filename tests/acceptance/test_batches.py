@@ -9,7 +9,7 @@ import pytest
 from producer.demo_models import diabetes
 from pyfunq.client import Client
 from pyfunq.environment import load_settings
-from tests.acceptance.conftest import Cli
+from tests.acceptance.conftest import Cli, start
 
 MODEL = "models:/diabetes/Production"
 
@@ -98,6 +98,52 @@ def test_rows_of_a_failed_job_are_nulls_in_their_place(cli: Cli, up: Path, tmp_p
     assert "ValueError" in said
     answers = pd.read_parquet(tmp_path / "out.parquet")["prediction"]
     assert answers.isna().tolist() == [True] * 10 + [False] * 10 + [True] * 5
+
+
+def test_a_folder_by_reference_where_the_operator_allows_it(
+    cli: Cli, up: Path, frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    folder = up / "in" / "backlog"
+    folder.mkdir()
+    for name, part in {"1": frame[:500], "2": frame[500:]}.items():
+        part.to_parquet(folder / f"{name}.parquet", row_group_size=150)
+    out = tmp_path / "out.parquet"
+    said = cli("batch", "submit", MODEL, folder, "--by-reference", code=2).stderr
+    assert "PYFUNQ_INPUT_ROOTS is empty" in said
+    roots = {"PYFUNQ_INPUT_ROOTS": str(up / "in")}
+    for other in (tmp_path / "x.parquet", f"{folder}/../../endpoints.json", f"file://{folder}/1.parquet"):
+        assert "PYFUNQ_INPUT_ROOTS" in cli("batch", "submit", MODEL, other, "--by-reference", code=2, **roots).stderr
+    cli("batch", "submit", MODEL, folder, "--by-reference", "--chunk-rows", "100", "-o", out, **roots)
+    cli("batch", "submit", MODEL, write(frame, tmp_path / "in.parquet"), "-o", tmp_path / "value.parquet")
+    assert pd.read_parquet(out).equals(pd.read_parquet(tmp_path / "value.parquet"))
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_submits_the_rest(
+    cli: Cli, up: Path, frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    file = write(pd.concat([frame] * 20, ignore_index=True), tmp_path / "in.csv")
+    # A lane that is full after three jobs holds the producer up until it is interrupted.
+    stopped = start(
+        up, "batch", "submit", "models:/nobody/1", str(file), "--chunk-rows", "50", PYFUNQ_MAX_QUEUED_JOBS="3"
+    )
+    try:
+        stopped.wait_for("submitted:")
+        assert stopped.stop() == 130
+    finally:
+        stopped.process.kill()
+    line = stopped.wait_for("pyfunq batch resume")
+    assert "rows were accepted and go on" in line
+    batch, name = line.split("pyfunq batch resume ")[1].split()
+    assert name == str(file)
+    shown = cli("batch", "status", batch).stdout
+    assert f"of {20 * len(frame):,} rows; resume with `pyfunq batch resume {batch} in.csv`" in shown
+    assert cli.json("batch", "status", batch)["is_resumable"] is True
+    done = cli.json("batch", "resume", batch, file)
+    assert done["rows"] == 20 * len(frame)
+    assert "resume" not in cli("batch", "status", batch).stdout
+    other = write(frame, tmp_path / "other.csv")
+    cli("batch", "resume", batch, other)  # nothing is missing: nothing is read
+    cli("batch", "cancel", batch)
 
 
 def test_batches_that_do_not_exist(cli: Cli) -> None:

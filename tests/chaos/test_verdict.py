@@ -32,7 +32,7 @@ class Bench:
         (x,) = self.record.tokens(1)
         key = self.record.tried(kind, [[x]])
         payload = encode_input({"dataframe_split": {"columns": ["x"], "data": [[x]]}}, signature=None, max_bytes=1000)
-        job = NewJob(id=new_id(), model_uri=uri_of("alpha"), input=payload, lane=Lane.INTERACTIVE, max_attempts=3)
+        job = NewJob(id=new_id(), model_uri=uri_of("alpha"), input=payload, queue=Lane.INTERACTIVE, max_attempts=3)
         await self.ledger.submit([(job.id, job)])
         return job.id, x, key
 

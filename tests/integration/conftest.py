@@ -13,11 +13,12 @@ from mlflow.pyfunc import PythonModel
 from pyfunq.client import AsyncClient
 from pyfunq.ids import new_id
 from pyfunq.job import JobStatus, Lane
+from pyfunq.lanes import queues_of
 from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
 from tests.conftest import RegisterModel
+from worker.page_run import run_page
 from worker.process import WorkerProcess
-from worker.run_batch import run_page
 
 IRIS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
 SETOSA, VIRGINICA = [5.1, 3.5, 1.4, 0.2], [6.3, 2.9, 5.6, 1.8]
@@ -56,9 +57,9 @@ class Work:
         for job in await self.ledger.list_jobs(status=JobStatus.QUEUED, limit=1000):
             # A page of one job has the job's id; others are found as a restarted queue would find them.
             await asyncio.to_thread(run_page, self.process, job.id)
-        for lane in Lane:
-            for page in await self.ledger.pages_without_message(lane, older_than=new_id()):
-                await asyncio.to_thread(run_page, self.process, page)
+        now = {queue: new_id() for lane in Lane for queue in queues_of(lane)}
+        for page in await self.ledger.pages_without_message(now):
+            await asyncio.to_thread(run_page, self.process, page)
 
 
 @pytest.fixture

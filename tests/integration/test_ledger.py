@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from pyfunq.entries import ClaimedJob, ModelVersion, NewJob, Outcome
+from pyfunq.entries import ClaimedJob, ModelTags, ModelVersion, NewJob, Outcome
 from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownJob
 from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput
@@ -21,9 +21,9 @@ CAPS = {"max_jobs": 100, "max_rows": 1000, "max_bytes": 1_000_000}
 MODEL = "models:/iris/1"
 
 
-def new_job(model_uri: str = MODEL, *, rows: int = 1, lane: Lane = Lane.BULK, **more: Any) -> NewJob:
+def new_job(model_uri: str = MODEL, *, rows: int = 1, queue: str = Lane.BULK, **more: Any) -> NewJob:
     encoded = EncodedInput(format="split", payload=b'{"columns":["a"],"data":[[1]]}', params=None, rows=rows)
-    return NewJob(id=new_id(), model_uri=model_uri, input=encoded, lane=lane, max_attempts=3, **more)
+    return NewJob(id=new_id(), model_uri=model_uri, input=encoded, queue=queue, max_attempts=3, **more)
 
 
 async def submit(ledger: Ledger, *jobs: NewJob) -> UUID:
@@ -54,7 +54,7 @@ async def test_claim_takes_the_page_then_jobs_of_the_same_model_and_lane(ledger:
     mine, along = new_job(), new_job()
     await submit(ledger, along)
     await submit(ledger, new_job("models:/other/1"))
-    await submit(ledger, new_job(lane=Lane.INTERACTIVE))
+    await submit(ledger, new_job(queue=Lane.INTERACTIVE))
     page = await submit(ledger, mine)
     claimed = await ledger.claim(page, await living_worker(ledger), **CAPS)
     assert [job.id for job in claimed] == sorted([mine.id, along.id])
@@ -175,7 +175,7 @@ async def test_delayed_jobs_wait_longer_each_time_and_count_no_attempt(ledger: L
     await connection.close()
     ids = {job.id for job in claimed}
     assert await ledger.delay(worker, claimed, away, **limits) == ids
-    assert {job.error for job in await ledger.get_many(list(ids))} == {away}
+    assert {job.error for job in (await ledger.get_many(list(ids))).values()} == {away}
 
 
 async def test_retried_jobs_wait_twice_as_long_each_time(ledger: Ledger, database_url: str) -> None:
@@ -247,10 +247,10 @@ async def test_pages_without_message_move_to_new_pages(ledger: Ledger) -> None:
     later = new_id()
     young = await submit(ledger, new_job())
     assert young > later
-    assert await ledger.pages_without_message(Lane.BULK, older_than=later) == [page]
-    assert await ledger.pages_without_message(Lane.INTERACTIVE, older_than=later) == []
+    assert await ledger.pages_without_message({Lane.BULK: later}) == [page]
+    assert await ledger.pages_without_message({Lane.INTERACTIVE: later}) == []
     (moved,) = await ledger.repage([page], [new_id()])
-    assert (moved.jobs, moved.model_uri, moved.lane) == (2, MODEL, "bulk")
+    assert (moved.jobs, moved.model_uri, moved.queue) == (2, MODEL, "bulk")
     worker = await living_worker(ledger)
     caps = {**CAPS, "max_jobs": 2}
     assert await ledger.claim(page, worker, **caps) == [], "the old message finds nothing"
@@ -261,19 +261,19 @@ async def test_a_uri_comes_to_stand_for_another_version(ledger: Ledger) -> None:
     uri = "models:/iris@champion"
     one = ModelVersion(name="iris", version="1", created_ms=1, source="models:/m-1", run_id="r1", experiment_id="e1")
     two = ModelVersion(name="iris", version="2", created_ms=2, source="models:/m-2", run_id="r2", experiment_id="e1")
-    first = await ledger.point(uri, one, confidence=False)
+    first = await ledger.point(uri, one, ModelTags())
     before = await ledger.resolution(uri)
-    assert (await ledger.point(uri, one, confidence=False)).id == first.id
+    assert (await ledger.point(uri, one, ModelTags())).id == first.id
     same = await ledger.resolution(uri)
     assert before is not None
     assert same is not None
     assert same.resolved_at == before.resolved_at, "confirmed, not moved"
-    await ledger.point(uri, two, confidence=True)
+    await ledger.point(uri, two, ModelTags(confidence=True, max_rows=7))
     page = await submit(ledger, new_job(uri))
     (job,) = await ledger.claim(page, await living_worker(ledger), **CAPS)
     assert job.version_id is not None
     assert (await ledger.version(job.version_id)).version == "2"
-    assert job.confidence
+    assert (job.confidence, job.max_rows) == (True, 7)
     await ledger.forget(uri)
     assert await ledger.resolution(uri) is None
 
@@ -282,7 +282,7 @@ async def test_the_view_shows_succeeded_jobs_flat(ledger: Ledger, database_url: 
     version = await ledger.point(
         MODEL,
         ModelVersion(name="iris", version="1", created_ms=1, source="models:/m-1", run_id="run", experiment_id="7"),
-        confidence=True,
+        ModelTags(confidence=True),
     )
     worker = await living_worker(ledger)
     page = await submit(ledger, new_job(), new_job())
@@ -341,6 +341,9 @@ async def test_a_character_that_jsonb_lacks_does_not_break_the_view(ledger: Ledg
         ("crash", "NULL, NULL, NULL, NULL, NULL, ''", r"Index Scan using job_pkey", "job_running"),
         ("withdrawn", "NULL", r"Index Cond: \(id = ANY", "job_queued"),
         ("due_pages", "", r"Index Scan (using|on) job_queued_later", "job_queued_page"),
+        ("chunks_there", "NULL, 1, 2", r"Index Cond: \(\(batch_id = .*batch_index >= ", "Sort"),
+        ("count_batch", "NULL", r"job_batch.*\n.*Index Cond: \(batch_id = ", "job_pkey"),
+        ("batch_results", "NULL, 1, 10, 10", r"Index Scan using job_batch", "Sort"),
         ("get_jobs", "NULL", r"Index Cond: \(id = ANY", "Hash Cond: .*job"),
     ],
 )

@@ -154,7 +154,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 job = NewJob(
                     id=new_id(),
                     model_uri=model_uri,
-                    lane=lane,
+                    queue=lane,
                     input=EncodedInput(format="split", payload=b"x" * size, params=None, rows=rows),
                     max_attempts=max_attempts,
                     expires_at=None if deadline is None else now + deadline * HALF_AN_HOUR,
@@ -213,7 +213,7 @@ class LedgerMachine(RuleBasedStateMachine):
         own_taken = [e for e in taken if e.page == page]
         along = [e for e in taken if e.page != page]
         assert all(e.claimable(self.hour) for e in taken), "taken although it is not waiting"
-        assert len({(e.job.model_uri, e.job.lane) for e in taken}) <= 1
+        assert len({(e.job.model_uri, e.job.queue) for e in taken}) <= 1
         assert not any(e.crashes for e in taken) or len(taken) == 1, "its process died, and yet in company"
         assert bool(taken) == bool(own)
         assert own_taken == own[: len(own_taken)], "the page's own jobs come first, in order"
@@ -381,10 +381,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(target=pages, lane=st.sampled_from(Lane))
     def publish_again(self, lane: Lane) -> Any:
         """All messages of a lane are lost; two rescue tasks see it at the same time."""
-        due = [e for e in self.expected.values() if e.due(self.hour) and e.job.lane is lane]
+        due = [e for e in self.expected.values() if e.due(self.hour) and e.job.queue is lane]
         lost = []
         for first in (False, True):
-            lost += self.call(self.ledger.pages_without_message(lane, older_than=new_id(), first=first))
+            lost += self.call(self.ledger.pages_without_message({lane: new_id()}, first=first))
         assert sorted(lost) == sorted({e.page for e in due})
         new = {page: new_id() for page in lost}
         moved = self.call(self.ledger.repage(lost, list(new.values())))
@@ -392,7 +392,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for e in due:
             e.page, e.due_in_hour = new[e.page], 0
         kinds = Counter((e.page, e.job.model_uri, str(lane), e.crashes == 1) for e in due)
-        assert Counter({(p.id, p.model_uri, p.lane, p.first): p.jobs for p in moved}) == kinds
+        assert Counter({(p.id, p.model_uri, p.queue, p.first): p.jobs for p in moved}) == kinds
         return multiple(*new.values())
 
     # What must hold.

@@ -19,7 +19,7 @@ from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from pyfunq.entries import ClaimedJob, Outcome
+from pyfunq.entries import ClaimedJob, ModelTags, Outcome
 from pyfunq.ids import new_id
 from pyfunq.inputs import encode_input
 from pyfunq.results import decode_result
@@ -92,7 +92,7 @@ def claimed(uri: str, rows: list[list[Any]], defect: str, form: str, arrow: bool
         id=new_id(),
         attempt=1,
         model_uri=uri,
-        lane="bulk",
+        queue="bulk",
         rows=encoded.rows,
         input_format=encoded.format,
         input=encoded.payload,
@@ -109,7 +109,12 @@ def models(process: WorkerProcess, various_models: list[str]) -> Iterator[list[t
         for uri in various_models:
             job = claimed(uri, [[1.0] * 4], "none", FORMS[0], False)
             version, _ = process.resolve(job)
-            opened.append((uri, Model(in_use.enter_context(process.models.use(uri, version)), version, True)))
+            opened.append(
+                (
+                    uri,
+                    Model(in_use.enter_context(process.models.use(uri, version)), version, ModelTags(confidence=True)),
+                )
+            )
         yield opened
 
 

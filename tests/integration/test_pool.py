@@ -1,13 +1,23 @@
-"""The worker's process pool, on its own: how it stops."""
+"""The worker's pools: how that of processes stops, and that of threads shares what it has."""
 
+import re
+import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from celery import Celery
 from kombu.asynchronous import Hub, set_event_loop
 
+from pyfunq.client import Client
+from pyfunq.job import JobStatus
+from pyfunq.settings import Settings
+from tests.integration.conftest import SETOSA, VIRGINICA, split
+from tests.programs import start_worker
 from worker.pool import ReplacingPool
 
 
@@ -37,3 +47,26 @@ def test_a_stop_does_not_wait_for_answers_that_nobody_reads(hub: Hub, tmp_path: 
         pool.stop()
     assert time.monotonic() - begun < 10
     assert (tmp_path / "ran").exists()
+
+
+def test_the_threads_of_one_process_share_its_models(settings: Settings, tmp_path: Path, iris_model: str) -> None:
+    worker = start_worker(settings, tmp_path / "worker.log", threads=4)
+    with Client(settings) as client:
+
+        def ask(n: int) -> Any:
+            uri, row, answer = ("models:/iris/1", SETOSA, 0) if n % 2 else ("models:/iris/2", VIRGINICA, 2)
+            job = client.submit(uri, split(row))
+            return client.result(job, timeout=60) == [answer], client.get(job).worker
+
+        with ThreadPoolExecutor(16) as callers:
+            answers = list(callers.map(ask, range(200)))
+        assert {right for right, _ in answers} == {True}
+        assert {str(by).partition(":")[2] for _, by in answers} == {str(worker.pid)}
+        many = client.submit_many("models:/iris/1", [split(SETOSA)] * 2_500)
+        assert client.result(many[-1], timeout=60) == [0]
+        loaded = re.findall(r"loaded (iris/\d)", worker.text())
+        assert sorted(loaded) == ["iris/1", "iris/2"], "once for all threads"
+        assert not psutil.Process(worker.pid).children(recursive=True)
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(20) == 0, worker.text()
+        assert all(client.get(job).status in (JobStatus.SUCCEEDED, JobStatus.QUEUED) for job in many[::100])

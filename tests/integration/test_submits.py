@@ -21,8 +21,8 @@ from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
 from tests.conftest import RegisterModel
 from tests.integration.conftest import SETOSA, VIRGINICA, Work, hear_ctrl_c, split
+from worker.page_run import run_page
 from worker.process import WorkerProcess
-from worker.run_batch import run_page
 
 MODEL = "models:/iris/1"
 
@@ -193,7 +193,7 @@ async def test_a_full_lane_refuses_submits_and_a_batch_waits_for_room(
     assert (done.jobs, done.rows) == (12, 12)
 
 
-async def test_ctrl_c_ends_a_batch_that_waits_for_room(
+async def test_ctrl_c_stops_a_batch_that_waits_for_room_and_keeps_what_is_there(
     settings: Settings, database_url: str, tmp_path: Path, eventually: Callable[..., Any]
 ) -> None:
     pd.DataFrame({"x": range(9)}).to_csv(tmp_path / "rows.csv", index=False)
@@ -220,10 +220,12 @@ async def test_ctrl_c_ends_a_batch_that_waits_for_room(
             _, said = await running.communicate()
         assert b"LedgerUnavailable" not in said
         jobs = await client.list()
-        assert {job.status for job in jobs} == {JobStatus.CANCELLED}
+        assert [job.status for job in jobs] == [JobStatus.QUEUED] * 3
         batch = await client.get_batch(jobs[0].batch_id or "")
-        assert batch.error is not None
-        assert batch.is_final
+        assert batch.is_stopped
+        assert not batch.is_final
+        done = await client.submit_batch("models:/any/1", tmp_path / "rows.csv", resume=batch)
+        assert (done.jobs, done.rows, done.error) == (9, 9, None)
 
 
 async def has_jobs(client: AsyncClient, count: int) -> bool:

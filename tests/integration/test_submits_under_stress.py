@@ -15,7 +15,7 @@ import pytest
 
 from pyfunq.client import AsyncClient
 from pyfunq.errors import BacklogFull, InvalidInput, LedgerUnavailable
-from pyfunq.job import JobStatus, Lane
+from pyfunq.job import STOPPED, JobStatus, Lane
 from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
 from tests.integration.conftest import SETOSA, VIRGINICA, Work, hear_ctrl_c, split
@@ -66,7 +66,7 @@ async def test_a_request_stays_the_same_when_its_models_signature_becomes_known(
     jobs = [await client.submit(MODEL, x, idempotency_key=str(n)) for n, x in enumerate((whole, columns))]
     await work.all()
     assert [(await client.get(job)).status for job in jobs] == [JobStatus.SUCCEEDED] * 2
-    client._signatures.clear()
+    client._signatures._known.clear()
     assert (await client._model(MODEL))[1] is not None
     again = [await client.submit(MODEL, x, idempotency_key=str(n)) for n, x in enumerate((whole, columns))]
     assert [job.id for job in again] == [job.id for job in jobs]
@@ -189,11 +189,11 @@ async def test_ctrl_c_ends_a_batch_that_waits_for_room(
     _, said = await asyncio.wait_for(program.communicate(), timeout=40)
     assert (program.returncode, b"Traceback" in said) == (130, False), said.decode()
     jobs = await ledger.list_jobs()
-    assert {job.status for job in jobs} == {JobStatus.CANCELLED}
+    assert {job.status for job in jobs} == {JobStatus.QUEUED}
     batch = await ledger.batch(jobs[0].batch_id)  # type: ignore[arg-type]
-    assert batch.is_final
     assert batch.error is not None
-    assert batch.error.code == "interrupted"
+    assert batch.error.code == STOPPED
+    assert f"pyfunq batch resume {batch.id}".encode() in said
 
 
 async def test_a_cancelled_job_can_still_be_terminated(client: AsyncClient, ledger: Ledger) -> None:

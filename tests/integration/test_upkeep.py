@@ -24,11 +24,12 @@ from pyfunq.ids import new_id, oldest_id_at
 from pyfunq.job import JobStatus
 from pyfunq.ledger import Ledger
 from pyfunq.local import EmbeddedRedis, StateDirectory, identity
-from pyfunq.queue import TASK_RESCUE, Publisher, make_app
+from pyfunq.publishing import Publisher
+from pyfunq.queue import TASK_RESCUE
 from pyfunq.settings import Settings
+from pyfunq.transport import Transport
 from tests.integration.conftest import SETOSA, split
 from worker import upkeep
-from worker.channel import close_without_connection
 from worker.heartbeat import Heartbeat
 from worker.process import WorkerProcess
 from worker.rescue import rescue, rescue_crashed
@@ -59,7 +60,7 @@ async def test_the_jobs_of_a_sibling_that_died_are_published_at_once(
     with Redis.from_url(redis_url) as redis:
         await eventually("its message is sent", lambda: redis.llen("interactive"))
         redis.flushdb()  # and was taken
-        stand_in = upkeep.StandIn(process, make_app(settings))
+        stand_in = upkeep.StandIn(process)
         try:
             await eventually("a look at the living", lambda: asyncio.sleep(1.5, True))
             assert (await client.get(job)).status is JobStatus.RUNNING, "it lives"
@@ -88,7 +89,7 @@ async def test_without_a_beat_a_worker_process_stands_in(
     with Redis.from_url(redis_url) as redis:
         await eventually("the message is sent", lambda: redis.llen("interactive"))
         redis.flushdb()
-        stand_in = upkeep.StandIn(process, make_app(settings))
+        stand_in = upkeep.StandIn(process)
         try:
             await eventually("it is published again", lambda: redis.llen("interactive"))
         finally:
@@ -127,7 +128,7 @@ async def test_a_process_that_was_cut_off_takes_nobody_for_dead_at_once(
         process.heartbeat = Heartbeat(0.2, lambda: now)
         now += 60
         process.heartbeat.arrived()
-        publisher = Publisher(make_app(settings))
+        publisher = Publisher(settings.redis)
         try:
             assert await asyncio.to_thread(rescue_crashed, process, publisher) == (0, 0)
             for _ in range(5):
@@ -145,15 +146,15 @@ async def test_a_waiting_backlog_is_published_again_only_when_its_messages_are_g
     pages = [oldest_id_at(time.time() - seconds) for seconds in range(200, 100, -1)]
     connection = await asyncpg.connect(database_url)
     await connection.execute(
-        """INSERT INTO job (id, page_id, rows, max_attempts, lane, model_uri, input_format, input)
+        """INSERT INTO job (id, page_id, rows, max_attempts, queue, model_uri, input_format, input)
            SELECT gen_random_uuid(), page_id, 1, 3, 'bulk', 'models:/a/1', 'split', '\\x7b7d'
            FROM unnest($1::uuid[]) AS page_id, generate_series(1, 1000)""",
         pages,
     )
     await connection.close()
     process.settings = settings.model_copy(update={"publish_grace_seconds": 0.001})
-    publisher = Publisher(make_app(settings))
-    await publisher.publish([Page(id=page, model_uri="models:/a/1", lane="bulk", jobs=1000) for page in pages])
+    publisher = Publisher(settings.redis)
+    publisher.publish_now([Page(id=page, model_uri="models:/a/1", queue="bulk", jobs=1000) for page in pages])
     with Redis.from_url(redis_url) as redis:
         assert redis.llen("bulk") == 100
         for _ in range(3):
@@ -177,14 +178,14 @@ async def test_what_goes_first_is_missed_although_its_lane_has_an_older_backlog(
     eventually: Callable[..., Any],
 ) -> None:
     process.settings = settings.model_copy(update={"publish_grace_seconds": 0.001})
-    publisher = Publisher(make_app(settings))
+    publisher = Publisher(settings.redis)
     waiting = oldest_id_at(time.time() - 100)
     job = await client.submit("models:/iris/1", split(SETOSA))
     await ledger.claim(job.id, new_id(), max_jobs=1, max_rows=1, max_bytes=1000)
     with Redis.from_url(redis_url) as redis:
         await eventually("its message is sent", lambda: redis.llen("interactive"))
         redis.flushdb()
-        await publisher.publish([Page(id=waiting, model_uri="models:/a/1", lane="interactive", jobs=1)])
+        publisher.publish_now([Page(id=waiting, model_uri="models:/a/1", queue="interactive", jobs=1)])
         assert (await asyncio.to_thread(rescue, process, redis, publisher)).put_back == 1
         assert redis.llen("interactive.first") == 1
         redis.delete("interactive.first")
@@ -222,8 +223,7 @@ def test_a_worker_survives_the_end_of_redis_with_messages_in_its_hands(home: Pat
     with state.lock():
         server = EmbeddedRedis(state)
         url = server.start()
-        close_without_connection()
-        connection = Connection(url)
+        connection = Connection(url, transport=Transport)
         tasks = Consumer(
             connection.default_channel,
             [Queue("tasks", Exchange("tasks"), routing_key="tasks")],

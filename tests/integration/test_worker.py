@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pandas as pd
 import pytest
+from mlflow.pyfunc import PythonModel
 from redis import Redis
 from sklearn.linear_model import LinearRegression
 
@@ -18,14 +19,15 @@ from pyfunq.errors import InvalidInput, JobFailed, LedgerUnavailable
 from pyfunq.ids import new_id
 from pyfunq.job import Job, JobStatus, Lane
 from pyfunq.ledger import Ledger
-from pyfunq.queue import Publisher, make_app
+from pyfunq.publishing import Publisher
 from pyfunq.settings import Settings
 from tests.conftest import RegisterModel
 from tests.integration.conftest import IRIS, SETOSA, VIRGINICA, Work, split
+from worker.page_run import run_page
 from worker.process import WorkerProcess
 from worker.registry import changes, write_changes
 from worker.rescue import rescue
-from worker.run_batch import run_jobs, run_page
+from worker.run_batch import run_jobs
 
 
 @pytest.fixture(scope="session")
@@ -232,7 +234,7 @@ async def test_a_models_tag_limits_its_calls_and_is_followed(
         changed, same = await asyncio.to_thread(changes, process.registry, await ledger.resolutions(), False)
         await write_changes(ledger, changed, same)
         job = await client.submit(uri, split([3.0], columns=["x"]))
-        (claimed,) = await asyncio.to_thread(process.claim, job.id)
+        ((claimed,), _) = await asyncio.to_thread(lambda: process.claimed(process.start_claim(job.id)))
         await asyncio.to_thread(run_jobs, process, [claimed])
         return claimed.timeout_seconds
 
@@ -243,6 +245,41 @@ async def test_a_models_tag_limits_its_calls_and_is_followed(
     assert await limit() == 0.1
     registry.set_registered_model_tag("limited", "pyfunq.timeout", "soon")
     assert await limit() is None
+
+
+class Sizes(PythonModel):
+    """Answers with the number of rows that it was called with: it is not row-wise."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        return [len(model_input)] * len(model_input)
+
+
+async def test_a_models_tags_bound_the_rows_of_its_calls(
+    client: AsyncClient, work: Work, process: WorkerProcess, ledger: Ledger, servers: Any, register: RegisterModel
+) -> None:
+    import mlflow
+
+    register("sizes", Sizes(), None)
+    registry = mlflow.MlflowClient(servers.mlflow)
+
+    async def sizes() -> list[int]:
+        changed, same = await asyncio.to_thread(changes, process.registry, await ledger.resolutions(), False)
+        await write_changes(ledger, changed, same)
+        rows = [1, 1, 1, 3, 1]
+        jobs = await client.submit_many("models:/sizes/latest", [split(*[[0.0]] * n, columns=["x"]) for n in rows])
+        await work.all()
+        return [(await client.result(job))[0] for job in jobs]
+
+    assert await sizes() == [7] * 5
+    for tag, value, expected in (
+        ("pyfunq.max_rows", "2", [2, 2, 1, 3, 1]),
+        ("pyfunq.max_rows", "4", [3, 3, 3, 3, 1]),
+        ("pyfunq.max_rows", "-3", [7] * 5),
+        ("pyfunq.batching", "off", [1, 1, 1, 3, 1]),
+        ("pyfunq.batching", "on", [7] * 5),
+    ):
+        registry.set_registered_model_tag("sizes", tag, value)
+        assert await sizes() == expected
 
 
 async def test_frames_keep_their_index_and_large_ones_become_several_jobs(
@@ -371,7 +408,7 @@ async def test_rescue_publishes_what_lost_its_message_and_nothing_else(
 
     eager = settings.model_copy(update={"publish_grace_seconds": 0.001})
     process.settings = eager
-    publisher = Publisher(make_app(settings))
+    publisher = Publisher(settings.redis)
     jobs = await client.submit_many("models:/iris/1", [split(SETOSA) for _ in range(3)])
     with Redis.from_url(redis_url) as redis:
         await eventually("the message is sent", lambda: redis.llen("interactive"))
@@ -402,7 +439,7 @@ async def test_a_defect_of_ours_fails_jobs_instead_of_leaving_them_running(
     def broken(*_: Any) -> Any:
         raise RuntimeError(" ".join(["secret", "value"]))
 
-    monkeypatch.setattr(worker.run_batch, "layout_key", broken)
+    monkeypatch.setattr(worker.run_batch, "read_inputs", broken)
     job = await client.submit("models:/iris/1", split(SETOSA))
     await asyncio.to_thread(run_page, process, job.id)
     now = await client.get(job)
@@ -419,8 +456,8 @@ async def test_jobs_of_one_claim_end_even_if_some_were_cancelled_meanwhile(
 ) -> None:
 
     jobs = await client.submit_many("models:/iris/1", [split(SETOSA), split(VIRGINICA)])
-    (page,) = await ledger.pages_without_message(Lane.INTERACTIVE, older_than=new_id())
-    claimed = await asyncio.to_thread(process.claim, page)
+    (page,) = await ledger.pages_without_message({Lane.INTERACTIVE: new_id()})
+    claimed, _ = await asyncio.to_thread(lambda: process.claimed(process.start_claim(page)))
     await client.cancel(jobs[0])
     assert sorted(await asyncio.to_thread(run_jobs, process, claimed)) == ["not kept", "succeeded"]
     assert (await client.get(jobs[0])).status is JobStatus.CANCELLED

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyfunq import backlog, text_files
+from pyfunq import parquet_files, text_files
 from pyfunq.backlog import check_file, open_backlog, read_chunks
 from pyfunq.errors import FileUnreadable, InputTooLarge, InvalidInput, PyFunQError
 from pyfunq.signature import Signature
@@ -284,7 +284,7 @@ def test_csv_quoting_bom_crlf_and_line_breaks_in_quotes(tmp_path):
 def small_blocks(monkeypatch):
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 64)
     monkeypatch.setattr(text_files, "BLOCK_ROWS", 4)
-    monkeypatch.setattr(backlog, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(parquet_files, "BLOCK_ROWS", 4)
 
 
 @pytest.mark.parametrize(

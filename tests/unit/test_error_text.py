@@ -12,7 +12,7 @@ from mlflow.pyfunc import _validate_prediction_input
 from mlflow.types import ColSpec, Schema
 from sklearn.linear_model import LinearRegression
 
-from worker.frames import model_error_text
+from worker.error_text import model_error_text
 
 
 def split(*rows: list[Any]) -> list[tuple[str, bytes]]:

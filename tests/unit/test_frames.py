@@ -17,7 +17,20 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array, Object, Property
 
 from pyfunq.errors import InvalidInput
-from worker.frames import build_frame, layout_key
+from worker import frames
+from worker.frames import read_input, read_inputs
+
+
+def layout_key(format: str, payload: bytes, schema: Schema | None) -> Any:
+    return read_input(format, payload, schema).key
+
+
+def build_frame(format: str, payloads: list[bytes], schema: Schema | None) -> Any:
+    inputs = read_inputs(format, payloads, schema)
+    for read in inputs:
+        if isinstance(read, InvalidInput):
+            raise read
+    return frames.build_frame(format, [read.content for read in inputs if not isinstance(read, InvalidInput)], schema)
 
 
 def split(columns: list[str], *rows: list[Any]) -> bytes:
@@ -291,6 +304,36 @@ def test_arrow_jobs_share_a_frame_where_pandas_gives_them_the_same_types() -> No
     assert same(red, blue, schema_of(a="string"), "arrow")
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"columns":["a","b"],"data":[[1.0]]}',
+        b'{"columns":["a","b"],"data":[[1.0,2.0]]} ',
+        b'{"columns":["a","b"],"data":[[1.0,2.0]],"data":[[1.0,2.0]]}',
+        b'{"columns":["a","b"],"data":{"a":1}}',
+        b'{"columns":["a","b"],"data":[1]}',
+        b'{"columns":["a","b"],"data":[[1.0,2.0]',
+        b'{"columns":["b","a"],"data":[[2.0,1.0]]}',
+        b'{"columns":["a","a"],"data":[[2.0,1.0]]}',
+        b"",
+        b"[]",
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_an_odd_payload_among_like_ones_is_read_as_alone_and_so_are_they(odd: bytes, at: int) -> None:
+    payloads = [split(["a", "b"], [1.0, 2.0]), split(["a", "b"], [3.0, 4.0], [5.0, 6.0])]
+    payloads.insert(at, odd)
+    for schema in (None, schema_of(a="double", b="double")):
+        for read, payload in zip(read_inputs("split", payloads, schema), payloads, strict=True):
+            (alone,) = read_inputs("split", [payload], schema)
+            assert type(read) is type(alone)
+            if isinstance(read, InvalidInput):
+                assert isinstance(alone, InvalidInput)
+                assert read.message == alone.message
+            else:
+                assert read == alone
+
+
 CELLS = st.one_of(
     st.none(),
     st.booleans(),
@@ -306,8 +349,9 @@ ROWS = st.lists(st.tuples(CELLS, CELLS).map(list), min_size=1, max_size=3)
 @given(st.lists(ROWS, min_size=1, max_size=4))
 def test_in_company_a_job_has_the_values_and_dtypes_that_pandas_gives_it_alone(jobs: list[list[list[Any]]]) -> None:
     payloads = [split(["a", "b"], *rows) for rows in jobs]
-    key = layout_key("split", payloads[0], None)
-    group = [(p, rows) for p, rows in zip(payloads, jobs, strict=True) if layout_key("split", p, None) == key]
+    keys = [read.key for read in read_inputs("split", payloads, None) if not isinstance(read, InvalidInput)]
+    assert keys == [layout_key("split", payload, None) for payload in payloads]
+    group = [(p, rows) for p, rows, key in zip(payloads, jobs, keys, strict=True) if key == keys[0]]
     frame = build_frame("split", [p for p, _ in group], None)
     start = 0
     for payload, rows in group:
@@ -316,6 +360,95 @@ def test_in_company_a_job_has_the_values_and_dtypes_that_pandas_gives_it_alone(j
         pd.testing.assert_frame_equal(part, build_frame("split", [payload], None))
         pd.testing.assert_frame_equal(part, pd.DataFrame(rows, columns=["a", "b"]))
     assert start == len(frame)
+
+
+# Frames of doubles, which are made in one piece.
+
+DOUBLE = st.one_of(st.floats(), st.integers(-(2**63), 2**64 - 1), st.none())
+SOME_NAMES = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=6, unique=True)
+
+
+@st.composite
+def doubles(draw: st.DrawFn) -> tuple[list[str], list[str], list[list[Any]]]:
+    """A schema's names, the same in some order, and rows."""
+    names = draw(SOME_NAMES)
+    rows = st.lists(DOUBLE, min_size=len(names), max_size=len(names))
+    return names, list(draw(st.permutations(names))), draw(st.lists(rows, min_size=1, max_size=5))
+
+
+def in_pieces(names: list[str], rows: list[list[Any]], schema: Schema) -> pd.DataFrame:
+    return frames._frame(names, frames._transposed(names, rows), schema)
+
+
+@settings(deadline=None)
+@given(doubles())
+def test_in_one_piece_a_frame_of_doubles_is_what_it_is_of_columns(
+    given: tuple[list[str], list[str], list[list[Any]]],
+) -> None:
+    wanted, names, rows = given
+    schema = Schema([ColSpec("double", name) for name in wanted])
+    found, expected = frames._frame_of_doubles(names, rows, schema), in_pieces(names, rows, schema)
+    pd.testing.assert_frame_equal(found, expected, check_exact=True, check_column_type="exact", check_index_type=True)
+    assert found.columns.identical(expected.columns)
+    assert found.index.identical(expected.index)
+    for order in ("F_CONTIGUOUS", "C_CONTIGUOUS"):
+        assert found.to_numpy().flags[order] == expected.to_numpy().flags[order]
+    assert found.to_numpy().tobytes("A") == expected.to_numpy().tobytes("A"), "signs of zeros too"
+
+
+def test_rows_of_doubles_are_framed_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = schema_of(a="double", b="double")
+    expected = in_pieces(["b", "a"], [[1, None], [2.5, 3]], schema)
+    monkeypatch.delattr(frames, "_frame")
+    frame = build_frame("split", [split(["b", "a"], [1, None]), split(["b", "a"], [2.5, 3])], schema)
+    pd.testing.assert_frame_equal(enforced(frame, schema), expected)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        None,
+        schema_of(a="double", b="float"),
+        schema_of(a="double", b="long"),
+        schema_of(a="string", b="double"),
+        schema_of(a="double", b=AnyType()),
+        schema_of(a="double", b=Array(DataType.double)),
+        Schema([ColSpec("double"), ColSpec("double")]),
+        Schema([TensorSpec(np.dtype("float64"), (-1, 2))]),
+    ],
+)
+def test_other_schemas_frames_are_made_of_columns(schema: Schema | None) -> None:
+    assert frames._frame_of_doubles(["a", "b"], [[1.0, 2.0]], schema) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        *((["a", "b"], [[1.0, 2.0], [1.0, odd]]) for odd in ("1", True, [1.0], {}, 10**400, np.float32(1))),
+        (["a", "b"], []),
+        (["a"], [[1.0]]),
+        (["a", "c"], [[1.0, 2.0]]),
+        (["a", "b", "c"], [[1.0, 2.0, 3.0]]),
+    ],
+)
+def test_rows_that_may_be_wrong_are_framed_by_columns(names: list[str], rows: list[list[Any]]) -> None:
+    assert frames._frame_of_doubles(names, rows, schema_of(a="double", b="double")) is None
+
+
+def test_a_column_that_may_be_missing_is_no_reason_to_frame_by_columns_but_its_absence_is() -> None:
+    schema = Schema([ColSpec("double", "a"), ColSpec("double", "b", required=False)])
+    assert frames._frame_of_doubles(["b", "a"], [[1.0, 2.0]], schema).to_dict("list") == {"a": [2.0], "b": [1.0]}
+    assert frames._frame_of_doubles(["a"], [[1.0]], schema) is None
+    assert list(build_frame("split", [split(["a"], [1])], schema).columns) == ["a"]
+
+
+def test_schemas_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "_MOST_SCHEMAS", 3)
+    for n in range(20):
+        schema = schema_of(**{f"a{n}": "double"})
+        for _ in range(2):
+            assert list(frames._frame_of_doubles([f"a{n}"], [[1.0]], schema)) == [f"a{n}"]
+        assert len(frames._DOUBLES) <= 3
 
 
 # Tensors.
@@ -399,10 +532,10 @@ def test_a_thousand_single_rows_take_milliseconds() -> None:
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        keys = {layout_key("split", payload, schema) for payload in payloads}
-        frame = build_frame("split", payloads, schema)
+        inputs = [read for read in read_inputs("split", payloads, schema) if not isinstance(read, InvalidInput)]
+        frame = frames.build_frame("split", [read.content for read in inputs], schema)
         best = min(best, time.perf_counter() - start)
-    assert len(keys) == 1
+    assert len({read.key for read in inputs}) == 1
     assert frame.shape == (1000, 20)
     # About 5 ms on one core; the bound is for slow and busy ones.
     assert best < 0.1

@@ -6,6 +6,7 @@ import sys
 import uuid
 from datetime import datetime
 
+import numpy as np
 import orjson
 import pandas as pd
 import pyarrow as pa
@@ -138,6 +139,18 @@ def test_large_frames_are_compressed_and_slices_hold_only_their_rows():
     table = pa.table({"x": list(range(1000)) * 20})
     assert len(encode(table).payload) < table.nbytes / 3
     assert encode(table.slice(5, 10)).size < 1500
+
+
+def test_noise_is_stored_as_it_is():
+    noise = pa.table({f"f{i}": np.random.default_rng(i).normal(size=5_000) for i in range(20)})
+    encoded = encode(noise)
+    assert noise.nbytes <= encoded.size < noise.nbytes + 10_000
+    assert arrow(encoded).equals(noise)
+    half = pa.concat_tables([noise.slice(0, 2000), pa.table({name: np.zeros(3_000) for name in noise.column_names})])
+    assert encode(half).size < 0.5 * half.nbytes, "what counts is the middle"
+    assert arrow(encode(half)).equals(half)
+    wide = pa.table({"s": ["x" * 200_000]})
+    assert encode(wide).size < 1_000, "one row, larger than the sample"
 
 
 def test_frames_are_cast_to_the_signature():

@@ -6,8 +6,10 @@ import datetime as dt
 import decimal
 import enum
 import json
+import random
 import uuid
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyfunq.errors import InvalidOutput
-from worker.frames import encode_output, split_output
+from worker.predictions import encode_each, encode_output, split_output
 
 UTC_PLUS_2 = dt.timezone(dt.timedelta(hours=2))
 
@@ -248,3 +250,41 @@ def test_an_object_that_cannot_be_read_fails_only_its_own_job() -> None:
 
     with pytest.raises(InvalidOutput, match="cannot be read"):
         encode_output(Broken([1]), arrow=True)
+
+
+COLUMNS = st.one_of(
+    st.lists(st.floats(), min_size=1, max_size=6),
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=6),
+    st.lists(st.booleans(), min_size=1, max_size=6),
+    st.lists(st.text(max_size=3), min_size=1, max_size=6),
+    st.lists(st.one_of(st.text(max_size=2), st.none(), st.integers(0, 3)), min_size=1, max_size=6),
+)
+
+
+@settings(deadline=None)
+@given(COLUMNS, st.sampled_from([None, "float32", "float16", "object"]), st.booleans(), st.randoms())
+def test_encoded_at_once_each_job_has_the_result_that_it_has_alone(
+    values: list[Any], dtype: str | None, series: bool, chance: random.Random
+) -> None:
+    if dtype in ("float32", "float16") and not all(type(value) is float for value in values):
+        dtype = None
+    with np.errstate(over="ignore"):
+        array = np.array(values, dtype=dtype)
+    output = pd.Series(array) if series else array
+    cuts = sorted(chance.sample(range(1, len(values)), chance.randrange(len(values)))) if len(values) > 1 else []
+    rows = [stop - start for start, stop in pairwise([0, *cuts, len(values)])]
+    parts = split_output(output, rows)
+    assert parts is not None
+    together = encode_each(output, rows)
+    if together is not None:
+        assert together == [encode_output(part, arrow=False)[1] for part in parts]
+    assert together is not None or array.dtype.kind in "OU"
+
+
+@pytest.mark.parametrize("output", [output for output, _ in OUTPUTS])
+def test_what_is_not_plain_is_encoded_one_by_one(output: Any) -> None:
+    at_once = encode_each(output, [1, 1])
+    if at_once is not None:
+        parts = split_output(output, [1, 1])
+        assert parts is not None
+        assert at_once == [encode_output(part, arrow=False)[1] for part in parts]

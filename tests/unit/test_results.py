@@ -9,7 +9,7 @@ import pytest
 
 from pyfunq.errors import InvalidOutput
 from pyfunq.results import decode_result, with_index
-from worker.frames import encode_output
+from worker.predictions import encode_output
 
 TIMES = np.array(["2024-05-06T07:08:09.123456789", "NaT"], "datetime64[ns]")
 

@@ -15,14 +15,14 @@ from pyfunq.submitting import Submitter, paginate
 
 
 def job(
-    model_uri: str = "models:/a/1", lane: Lane = Lane.BULK, batch: UUID | None = None, key: str | None = None
+    model_uri: str = "models:/a/1", queue: str = Lane.BULK, batch: UUID | None = None, key: str | None = None
 ) -> NewJob:
     encoded = EncodedInput(format="split", payload=b"{}", params=None, rows=1)
     return NewJob(
         id=new_id(),
         model_uri=model_uri,
         input=encoded,
-        lane=lane,
+        queue=queue,
         max_attempts=3,
         batch_id=batch,
         idempotency_key=key,
@@ -30,13 +30,13 @@ def job(
 
 
 def test_jobs_of_a_model_and_lane_share_a_page() -> None:
-    jobs = [job(), job("models:/b/1"), job(), job(lane=Lane.INTERACTIVE)]
+    jobs = [job(), job("models:/b/1"), job(), job(queue=Lane.INTERACTIVE)]
     placed, pages = paginate(jobs)
     assert sorted(p.jobs for p in pages) == [1, 1, 2]
     assert {j.id for _, j in placed} == {j.id for j in jobs}
     by_page = {page.id: [j for at, j in placed if at == page.id] for page in pages}
     for page in pages:
-        assert {(j.model_uri, j.lane) for j in by_page[page.id]} == {(page.model_uri, page.lane)}
+        assert {(j.model_uri, j.queue) for j in by_page[page.id]} == {(page.model_uri, page.queue)}
         assert len(by_page[page.id]) == page.jobs
 
 
@@ -52,6 +52,15 @@ def test_large_submissions_and_batches_become_several_pages() -> None:
     batch = new_id()
     _, pages = paginate([job(batch=batch) for _ in range(3)])
     assert [p.jobs for p in pages] == [1, 1, 1]
+
+
+def test_chunks_that_name_a_page_share_it() -> None:
+    batch, first, second = new_id(), new_id(), new_id()
+    jobs = [job(batch=batch)._replace(page_id=page) for page in (first, first, second, None)]
+    placed, pages = paginate([*jobs, job()])
+    assert [(p.id, p.jobs) for p in pages[:2]] == [(first, 2), (second, 1)]
+    assert [p.jobs for p in pages] == [2, 1, 1, 1]
+    assert [page for page, _ in placed[:4]] == [first, first, second, jobs[3].id]
 
 
 class Recorder:

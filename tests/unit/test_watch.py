@@ -1,5 +1,6 @@
 """The watch over calls: what it interrupts, what it lets be, and what it kills; and the drain that it heeds."""
 
+import faulthandler
 import json
 import os
 import re
@@ -9,8 +10,9 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -18,6 +20,7 @@ import pytest
 from pyfunq.entries import ClaimedJob
 from pyfunq.errors import PyFunQError, TimedOut
 from pyfunq.ids import new_id
+from worker import watch as module
 from worker.draining import Drain
 from worker.watch import Drained, Interrupted, Watch, Withdrawn
 
@@ -30,7 +33,7 @@ def job() -> ClaimedJob:
         id=new_id(),
         attempt=1,
         model_uri="models:/a/1",
-        lane="bulk",
+        queue="bulk",
         rows=1,
         input_format="split",
         input=b"",
@@ -59,6 +62,24 @@ def keeper() -> Keeper:
 @pytest.fixture
 def drain() -> Drain:
     return Drain()
+
+
+@pytest.fixture
+def timer(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """What the C library's timer is set to, again and again: in how many seconds it ends this process, None: never."""
+    told: list[float | None] = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **_: told.append(seconds))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: told.append(None))
+    return told
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time as the watch sees it; and its thread does not look at anything."""
+    now = [1000.0]
+    monkeypatch.setattr(module, "_TICK_SECONDS", 1000.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
 
 
 @pytest.fixture
@@ -233,3 +254,64 @@ def test_a_drain_is_seen_by_the_processes_forked_before_it() -> None:
     os.close(reading)
     os.close(writing)
     assert drain.begun
+
+
+# The timer of the C library, which ends a process that lets no other thread run.
+
+
+def test_many_short_calls_set_the_timer_once_a_second(
+    timer: list[float | None], clock: list[float], watch: Watch
+) -> None:
+    for _ in range(100):
+        watch.run([job()], 5, lambda: 7)
+        clock[0] += 0.009
+    assert timer == [15]
+    clock[0] += 0.2
+    for _ in range(100):
+        watch.run([job()], 5, lambda: 7)
+    assert timer == [15, 15]
+
+
+def test_the_timer_is_set_anew_for_another_limit(timer: list[float | None], clock: list[float], watch: Watch) -> None:
+    for limit in (5, 60, 60, 5, 5):
+        watch.run([job()], limit, lambda: 7)
+    assert timer == [15, 70, 15], "never before the call's time is over, nor long after it"
+
+
+def test_calls_that_cannot_be_interrupted_set_no_timer(
+    timer: list[float | None], clock: list[float], watch: Watch
+) -> None:
+    thread = threading.Thread(target=lambda: watch.run([job()], 5, lambda: 7))
+    thread.start()
+    thread.join()
+    assert timer == []
+    watch.run([job()], 5, lambda: 7)
+    assert timer == [15]
+
+
+def test_while_a_call_runs_the_timer_stays_and_soon_after_the_last_one_it_is_off(
+    timer: list[float | None], watch: Watch
+) -> None:
+    def is_kept() -> bool:
+        return _within(10, lambda: len(timer) > 2)
+
+    assert watch.run([job()], 30, is_kept)
+    first, second, third = (left or 0.0 for left in timer[:3])
+    assert 40 >= first > second > third > 10, "it counts from when the call began"
+    assert _within(10, lambda: timer[-1] is None)
+    assert watch.run([job()], 30, lambda: timer[-1] is not None)
+    assert _within(10, lambda: timer[-1] is None)
+
+
+def _within(seconds: float, holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        pass
+    return holds()
+
+
+def test_a_watch_that_closes_leaves_no_timer(timer: list[float | None], clock: list[float], watch: Watch) -> None:
+    watch.run([job()], 5, lambda: 7)
+    assert timer == [15]
+    watch.close()
+    assert timer == [15, None]

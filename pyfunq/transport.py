@@ -1,14 +1,20 @@
-"""A repair of kombu's Redis channel: one whose connection is gone closes and forgets, instead of ending the worker."""
+"""kombu's Redis transport, repaired: a channel without a connection closes and forgets; one with it has one client."""
 
-from kombu.transport.redis import Channel, Transport
+from typing import Any
+
+from kombu.transport import redis
 
 
-class ClosableChannel(Channel):  # type: ignore[misc]
+class Channel(redis.Channel):  # type: ignore[misc]
     """In kombu 5.7, what a channel does for a message fails with an AttributeError once its connection is gone.
 
     `close` would put messages back that were not acknowledged, and a task that ends would acknowledge its message.
     Neither need be: the jobs are in the ledger, and what is delivered again finds nothing to do.
+
+    And it makes a redis-py client for each message, acknowledgement and event, which takes longer than to use it.
     """
+
+    _pooled: Any = None
 
     def close(self) -> None:
         if self.connection is not None and self.connection.client is None:
@@ -23,7 +29,13 @@ class ClosableChannel(Channel):  # type: ignore[misc]
         if self.connection is not None:
             super().basic_reject(delivery_tag, requeue=requeue)
 
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        if asynchronous:  # it holds a connection
+            return super()._create_client(asynchronous=True)
+        if self._pooled is None or self._pooled.connection_pool is not self.pool:
+            self._pooled = super()._create_client()
+        return self._pooled
 
-def close_without_connection() -> None:
-    """Makes every Redis connection of this process use such channels."""
-    Transport.Channel = ClosableChannel
+
+class Transport(redis.Transport):  # type: ignore[misc]
+    Channel = Channel

@@ -1,0 +1,139 @@
+"""Feeding a backlog's chunks into the ledger: a few at a time, none twice, with a sign of life."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from uuid import UUID
+
+from pyfunq.admission import Admission
+from pyfunq.batch_ledger import BatchLedger
+from pyfunq.cut import Cut
+from pyfunq.entries import NewJob
+from pyfunq.errors import InvalidInput, PyFunQError, SubmissionStopped
+from pyfunq.ids import new_id
+from pyfunq.inputs import EncodedInput
+from pyfunq.job import GONE_SECONDS, Lane
+from pyfunq.lanes import lane_of
+from pyfunq.submitting import Submitter
+
+_GROUPS_IN_FLIGHT = 8
+_REFERENCES_AT_ONCE = 1_000
+_BEAT_SECONDS = GONE_SECONDS / 6
+_PAGE_JOBS = 16
+"""References on a page: a message costs about 1 ms of a worker's time and 1 KB of Redis. After each job its process
+looks whether interactive jobs wait; other backlogs wait until the page is done."""
+_PAGES_LEFT = 64
+"""Towards the end pages become smaller, so that no process is left with a large one when the others have none."""
+
+
+class Feed:
+    """Submits the chunks of one batch."""
+
+    def __init__(
+        self,
+        ledger: BatchLedger,
+        submitter: Submitter,
+        admission: Admission,
+        *,
+        batch_id: UUID,
+        model_uri: str,
+        cut: Cut,
+        max_attempts: int,
+        max_queued_jobs: int,
+    ) -> None:
+        self._ledger = ledger
+        self._submitter = submitter
+        self._admission = admission
+        self._batch_id = batch_id
+        self._model_uri = model_uri
+        self._cut = cut
+        self._max_attempts = max_attempts
+        self._jobs_at_once = min(_REFERENCES_AT_ONCE, max_queued_jobs) if cut.by_reference else 1
+        self._rows_taken = self._rows_committed = 0
+        self._ended_elsewhere = False
+
+    async def run(
+        self, chunks: Iterator[EncodedInput], *, resumed: bool, on_progress: Callable[[int], None] | None
+    ) -> None:
+        """Returns when every chunk is committed; one that was is not submitted again."""
+        beating = asyncio.create_task(self._beat())
+        try:
+            await self._submit_all(chunks, resumed, on_progress)
+        except* Exception as group:
+            # What one chunk ran into is what the caller is told, not a group of the others' cancellations.
+            raise group.exceptions[0] from None
+        finally:
+            beating.cancel()
+
+    async def _submit_all(
+        self, chunks: Iterator[EncodedInput], resumed: bool, on_progress: Callable[[int], None] | None
+    ) -> None:
+        room = asyncio.Semaphore(_GROUPS_IN_FLIGHT)
+        numbered = enumerate(chunks)
+
+        async def commit(group: list[tuple[int, EncodedInput]]) -> None:
+            try:
+                missing = await self._without_those_there(group) if resumed else group
+                if missing:
+                    await self._admission.admit_when_there_is_room(Lane(lane_of(self._cut.queue)), len(missing))
+                    await self._submitter.submit(self._jobs(missing))
+            finally:
+                room.release()
+            self._rows_committed += sum(chunk.rows for _, chunk in group)
+            if on_progress is not None:
+                on_progress(self._rows_committed)
+
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await room.acquire()
+                if self._ended_elsewhere:
+                    raise SubmissionStopped(f"batch {self._batch_id} was cancelled while it was being submitted")
+                group = await asyncio.to_thread(lambda: list(islice(numbered, self._jobs_at_once)))
+                if not group:
+                    break
+                self._rows_taken += sum(chunk.rows for _, chunk in group)
+                tasks.create_task(commit(group))
+
+    async def _without_those_there(self, group: list[tuple[int, EncodedInput]]) -> list[tuple[int, EncodedInput]]:
+        """What another producer commits at this moment is found by the ledger's own index."""
+        there = await self._ledger.chunks_there(self._batch_id, group[0][0], group[-1][0])
+        for index, chunk in group:
+            if there.get(index, chunk.rows) != chunk.rows:
+                raise InvalidInput(
+                    f"chunk {index} of batch {self._batch_id} has {there[index]} rows and would now have {chunk.rows}: "
+                    "the file is cut otherwise than it was (another PYFUNQ_MAX_INPUT_BYTES or signature?)"
+                )
+        return [(index, chunk) for index, chunk in group if index not in there]
+
+    def _jobs(self, group: list[tuple[int, EncodedInput]]) -> list[NewJob]:
+        pages = self._pages(len(group)) if self._cut.by_reference else [None] * len(group)
+        return [
+            NewJob(
+                id=new_id(),
+                model_uri=self._model_uri,
+                input=chunk,
+                queue=self._cut.queue,
+                max_attempts=self._max_attempts,
+                timeout_seconds=self._cut.timeout_seconds,
+                retries=self._cut.retries,
+                batch_id=self._batch_id,
+                batch_index=index,
+                page_id=page_id,
+            )
+            for (index, chunk), page_id in zip(group, pages, strict=True)
+        ]
+
+    def _pages(self, jobs: int) -> list[UUID | None]:
+        left = jobs + (self._cut.rows - self._rows_taken) // self._cut.chunk_rows
+        pages: list[UUID | None] = []
+        while len(pages) < jobs:
+            size = max(1, min(_PAGE_JOBS, (left - len(pages)) // _PAGES_LEFT, jobs - len(pages)))
+            pages.extend([new_id()] * size)
+        return pages
+
+    async def _beat(self) -> None:
+        while not self._ended_elsewhere:
+            await asyncio.sleep(_BEAT_SECONDS)
+            with suppress(PyFunQError):  # its commits meet the same trouble, and say so
+                self._ended_elsewhere = not await self._ledger.keep_batch_alive(self._batch_id)

@@ -1,0 +1,215 @@
+"""The shorter way to a prediction: the same as MLflow's, and taken for right frames alone."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow.models import ModelSignature
+from mlflow.pyfunc import PyFuncModel, PythonModel
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from sklearn.linear_model import LinearRegression, LogisticRegression
+
+from worker.frames import build_frame
+from worker.quick import prediction_of
+
+WIDE = Schema([ColSpec("double", f"x{n}") for n in range(7)])
+MIXED = Schema([ColSpec("double", "d"), ColSpec("float", "f"), ColSpec("long", "n"), ColSpec("integer", "i")])
+TWO = Schema([ColSpec("double", "a"), ColSpec("double", "b")])
+TENSOR = Schema([TensorSpec(np.dtype("float64"), (-1, 2))])
+K = ParamSchema([ParamSpec("k", "long", 1)])
+
+Save = Callable[..., PyFuncModel]
+
+
+class Summed(PythonModel):
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        return model_input.to_numpy().sum(axis=1)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Save:
+    """Saves a model and loads it as a worker does."""
+
+    def save(model: Any, signature: ModelSignature | None, **options: Any) -> PyFuncModel:
+        path = str(tmp_path_factory.mktemp("models") / "model")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if isinstance(model, PythonModel):
+                mlflow.pyfunc.save_model(path, python_model=model, signature=signature, pip_requirements=[])
+            else:
+                options |= {"pip_requirements": [], "serialization_format": "cloudpickle"}
+                mlflow.sklearn.save_model(model, path, signature=signature, **options)
+            return mlflow.pyfunc.load_model(path)
+
+    return save
+
+
+def split(schema: Schema, rows: list[list[Any]]) -> pd.DataFrame:
+    return build_frame("split", [(schema.input_names(), rows)], schema)  # type: ignore[return-value]
+
+
+def some(schema: Schema) -> pd.DataFrame:
+    """Rows to learn from."""
+    values = np.random.default_rng(7).integers(-5, 5, (40, len(schema.inputs)))
+    return split(schema, values.tolist())
+
+
+def regression(schema: Schema) -> LinearRegression:
+    x = some(schema)
+    return LinearRegression().fit(x, x.to_numpy() @ np.linspace(0.1, 0.7, x.shape[1]) + x.iloc[:, 0] ** 2)
+
+
+@pytest.fixture(scope="module")
+def probabilities(saved: Save) -> PyFuncModel:
+    x = some(WIDE)
+    model = LogisticRegression().fit(x, x.sum(axis=1) > 0)
+    return saved(model, ModelSignature(WIDE), pyfunc_predict_fn="predict_proba")
+
+
+@pytest.fixture(scope="module")
+def mixed(saved: Save) -> PyFuncModel:
+    return saved(regression(MIXED), ModelSignature(MIXED))
+
+
+@pytest.fixture(scope="module")
+def plain(saved: Save) -> PyFuncModel:
+    return saved(regression(TWO), ModelSignature(TWO))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The frames that MLflow was asked to check and predict."""
+    frames: list[Any] = []
+    whole = PyFuncModel.predict
+
+    def predict(self: PyFuncModel, data: Any, params: dict[str, Any] | None = None) -> Any:
+        frames.append(data)
+        return whole(self, data, params)
+
+    monkeypatch.setattr(PyFuncModel, "predict", predict)
+    return frames
+
+
+def assert_same_bits(found: Any, expected: Any) -> None:
+    assert type(found) is type(expected) is np.ndarray
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert found.tobytes() == expected.tobytes()
+
+
+DOUBLES = st.one_of(st.floats(-1e9, 1e9), st.integers(-(2**53), 2**53))
+FLOATS = st.floats(-1e6, 1e6, width=32)
+LONGS, INTEGERS = st.integers(-(2**53), 2**53), st.integers(-(2**31), 2**31 - 1)
+CHECK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@CHECK
+@given(st.lists(st.lists(DOUBLES, min_size=7, max_size=7), min_size=1, max_size=40))
+def test_of_doubles_the_prediction_is_mlflows(
+    probabilities: PyFuncModel, asked: list[Any], rows: list[list[float]]
+) -> None:
+    expected = probabilities.predict(split(WIDE, rows))
+    asked.clear()
+    assert_same_bits(prediction_of(probabilities)(split(WIDE, rows), None), expected)
+    assert asked == []
+
+
+@CHECK
+@given(st.lists(st.tuples(DOUBLES, FLOATS, LONGS, INTEGERS).map(list), min_size=1, max_size=40))
+def test_of_mixed_numbers_the_prediction_is_mlflows(
+    mixed: PyFuncModel, asked: list[Any], rows: list[list[float]]
+) -> None:
+    expected = mixed.predict(split(MIXED, rows))
+    asked.clear()
+    assert_same_bits(prediction_of(mixed)(split(MIXED, rows), None), expected)
+    assert asked == []
+
+
+def other_order(frame: pd.DataFrame) -> Any:
+    return frame[["b", "a"]]
+
+
+def narrower(frame: pd.DataFrame) -> Any:
+    return frame.astype({"b": "float32"})
+
+
+def one_more(frame: pd.DataFrame) -> Any:
+    return frame.assign(c="x")
+
+
+def of_a_class_of_its_own(frame: pd.DataFrame) -> Any:
+    return type("Frame", (pd.DataFrame,), {})(frame)
+
+
+def nullable(frame: pd.DataFrame) -> Any:
+    return frame.astype({"b": "Float64"})
+
+
+@pytest.mark.parametrize("change", [other_order, narrower, nullable, one_more, of_a_class_of_its_own])
+def test_other_frames_are_for_mlflow_to_put_right(
+    plain: PyFuncModel, asked: list[Any], change: Callable[[pd.DataFrame], Any]
+) -> None:
+    frame = split(TWO, [[1.0, 2.0], [3.0, 5.0]])
+    predict = prediction_of(plain)
+    right = predict(frame, None)
+    assert asked == []
+    wrong = change(frame)
+    np.testing.assert_allclose(predict(wrong, None), right)
+    assert [id(one) for one in asked] == [id(wrong)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frame: frame.astype({"b": "int64"}),
+        lambda frame: frame.assign(b="two"),
+        lambda frame: frame[["a"]],
+    ],
+    ids=["integers", "texts", "one fewer"],
+)
+def test_what_mlflow_refuses_is_refused(
+    plain: PyFuncModel, asked: list[Any], change: Callable[[pd.DataFrame], Any]
+) -> None:
+    wrong = change(split(TWO, [[1.0, 2.0], [3.0, 5.0]]))
+    with pytest.raises(mlflow.MlflowException, match="schema"):
+        prediction_of(plain)(wrong, None)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("params", [{}, {"k": 1}])
+def test_params_are_for_mlflow_to_check(plain: PyFuncModel, asked: list[Any], params: dict[str, Any]) -> None:
+    frame = split(TWO, [[1.0, 2.0]])
+    predict = prediction_of(plain)
+    assert_same_bits(predict(frame, params), predict(frame, None))
+    assert [id(one) for one in asked] == [id(frame)]
+
+
+UNNAMED = Schema([ColSpec("double"), ColSpec("double")])
+WITH_TEXT = Schema([*TWO.inputs, ColSpec("string", "c", required=False)])
+
+
+@pytest.mark.parametrize(
+    ("make", "signature", "given"),
+    [
+        (lambda: regression(TWO), ModelSignature(TWO, params=K), TWO),
+        (lambda: LinearRegression().fit(some(TWO).to_numpy(), range(40)), ModelSignature(TENSOR), TWO),
+        (lambda: LinearRegression().fit(some(UNNAMED), range(40)), ModelSignature(UNNAMED), UNNAMED),
+        (lambda: regression(TWO), ModelSignature(WITH_TEXT), TWO),
+        (lambda: regression(TWO), None, TWO),
+        (Summed, ModelSignature(TWO), TWO),
+    ],
+    ids=["params", "tensor", "no names", "text", "no signature", "Python model"],
+)
+def test_other_models_frames_are_always_checked(
+    saved: Save, asked: list[Any], make: Callable[[], Any], signature: ModelSignature | None, given: Schema
+) -> None:
+    loaded = saved(make(), signature)
+    frame = split(given, [[1.0, 2.0], [3.0, 5.0]])
+    found = prediction_of(loaded)(frame, None)
+    assert [id(one) for one in asked] == [id(frame)]
+    assert_same_bits(found, loaded.predict(frame))
