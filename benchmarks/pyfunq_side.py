@@ -18,11 +18,12 @@ from benchmarks.models import Backlog, Model, Predictions, check, random_rows, s
 from benchmarks.servers import Worker
 from benchmarks.sessions import GIVE_UP_SECONDS, Answers, Rows, by_callers, no_collections
 from pyfunq.client import AsyncClient
-from pyfunq.job import Lane
+from pyfunq.job import Job, Lane
 from pyfunq.lanes import first_queue, queues_of
 from pyfunq.settings import Settings
 
 PAGE = 1_000
+PAGES_IN_FLIGHT = 2
 WARM_JOBS = 3_000
 WARM_CALLS = 50
 POLL_SECONDS = 0.01
@@ -116,21 +117,26 @@ class PyFunQSession:
 
     async def at_once(self, rows: Rows, *, beforehand: bool = False) -> Answers:
         inputs = split_inputs(rows)
-        ids: list[UUID] = []
+        pages: dict[int, Sequence[Job]] = {}
+        places = iter(range(0, len(inputs), PAGE))
+
+        async def submit_pages() -> None:
+            for at in places:
+                pages[at] = await self.client.submit_many(self.model.uri, inputs[at : at + PAGE])
+
         with no_collections():
             begun = time.perf_counter()
-            for at in range(0, len(inputs), PAGE):
-                jobs = await self.client.submit_many(self.model.uri, inputs[at : at + PAGE])
-                ids.extend(job.id for job in jobs)
+            # The next page is encoded while the last one is committed.
+            await asyncio.gather(*(submit_pages() for _ in range(PAGES_IN_FLIGHT)))
             await self.ledger.until_done()
             seconds = time.perf_counter() - begun
-        predictions = await self.ledger.predictions(ids)
+        predictions = await self.ledger.predictions([job.id for at in sorted(pages) for job in pages[at]])
         await self.ledger.forget()
         return Answers(seconds, predictions)
 
     async def call(self, one: Any) -> float:
         job = await self.client.submit(self.model.uri, one)
-        result = await self.client.result(await self.client.wait(job))
+        result = await self.client.result(job)
         return float(result[0])
 
     async def callers(self, rows: Rows, callers: int) -> Answers:

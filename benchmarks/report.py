@@ -31,7 +31,8 @@ class Question:
 QUESTIONS = {
     "a": Question(
         "single-row jobs",
-        "All at once, from the first submit to the last committed result; PyFunQ by `submit_many` in pages of 1,000.",
+        "All at once, from the first submit to the last committed result; PyFunQ by `submit_many` in pages of 1,000, "
+        "two at a time.",
         PLAIN_CELERY,
         (AT_ONCE, BEFOREHAND),
     ),
