@@ -60,7 +60,7 @@ class Feed:
         beating = asyncio.create_task(self._beat())
         try:
             await self._submit_all(chunks, resumed, on_progress)
-        except* Exception as group:
+        except ExceptionGroup as group:
             # What one chunk ran into is what the caller is told, not a group of the others' cancellations.
             raise group.exceptions[0] from None
         finally:

@@ -77,7 +77,12 @@ def alone(values: Sequence[Any]) -> Target:
         if max(values) <= _INT64.max:
             return TARGETS[DataType.long]
         return OBJECT if min(values) < 0 else _UNSIGNED
-    return _ALONE.get(types, OBJECT)
+    found = _ALONE.get(types, OBJECT)
+    if int in types and found is not OBJECT:
+        integers = [value for value in values if type(value) is int]
+        if min(integers) < 0 and max(integers) > _INT64.max:
+            return OBJECT
+    return found
 
 
 def tensor_target(dtype: np.dtype[Any]) -> Target:

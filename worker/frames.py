@@ -316,7 +316,8 @@ def _frame_of_doubles(names: Sequence[Name], rows: Sequence[Sequence[Any]], sche
     except (ValueError, OverflowError):  # a column is missing, or a number is too large: `_frame` says which
         return None
     # In memory a frame's columns lie one after another, as they do in one that is made of columns.
-    return pd.DataFrame(np.ascontiguousarray(values.T).T, columns=index, copy=False)
+    # Its index is its own: a model may name it.
+    return pd.DataFrame(np.ascontiguousarray(values.T).T, columns=index.view(), copy=False)
 
 
 def _doubles_of(schema: Schema) -> tuple[Schema, list[Name], pd.Index] | None:

@@ -202,7 +202,8 @@ def _parts(group: Sequence[Ready], exc: PyFunQError) -> list[Sequence[Ready]]:
 def _predict_together(model: Model, group: Sequence[Ready]) -> list[Outcome | Setback]:
     jobs = [ready.job for ready in group]
     frame = build_frame(jobs[0].input_format, [ready.content for ready in group], model.loaded.schema)
-    output = _call(model, group, frame)
+    # A model may change what it is given; its scores are to be those of the input.
+    output = _call(model, group, frame.copy() if _scores(model) else frame)
     rows = [job.rows for job in jobs]
     if jobs[0].input_format not in _ARROW and (results := encode_each(output, rows)) is not None:
         scores = _confidence(model, jobs, frame)
@@ -235,11 +236,15 @@ def _call(model: Model, group: Sequence[Ready], frame: Any) -> Any:
         raise ModelRaised(model_error_text(exc, [(jobs[0].input_format, input_)])) from exc
 
 
+def _scores(model: Model) -> Callable[[Any], Any] | None:
+    return model.loaded.predict_proba if model.tags.confidence else None
+
+
 def _confidence(model: Model, jobs: Sequence[ClaimedJob], frame: Any) -> list[list[float] | None]:
     """The largest class probability of each row, by job, where that was asked for and the model knows any."""
-    if not model.tags.confidence or model.loaded.predict_proba is None:
+    score = _scores(model)
+    if score is None:
         return [None] * len(jobs)
-    score = model.loaded.predict_proba
     try:
         highest = [float(p) for p in model.call(jobs, lambda: score(frame)).max(axis=1)]
     except Exception as exc:  # a score is an extra: the prediction stands without it

@@ -146,8 +146,8 @@ class Watch:
 
     def _keep_armed(self) -> None:
         """Between calls nothing is due; and a process that was stopped for long is not to end when it goes on."""
-        call = self._in_main
         with self._arming:
+            call = self._in_main
             if call is not None:
                 self._set_timer(call.begun + call.seconds + 2 * _GRACE_SECONDS)
             elif self._due:

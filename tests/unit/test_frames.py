@@ -388,7 +388,7 @@ def test_in_one_piece_a_frame_of_doubles_is_what_it_is_of_columns(
     wanted, names, rows = given
     schema = Schema([ColSpec("double", name) for name in wanted])
     found, expected = frames._frame_of_doubles(names, rows, schema), in_pieces(names, rows, schema)
-    pd.testing.assert_frame_equal(found, expected, check_exact=True, check_column_type="exact", check_index_type=True)
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
     assert found.columns.identical(expected.columns)
     assert found.index.identical(expected.index)
     for order in ("F_CONTIGUOUS", "C_CONTIGUOUS"):
