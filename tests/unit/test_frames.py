@@ -539,3 +539,9 @@ def test_a_thousand_single_rows_take_milliseconds() -> None:
     assert frame.shape == (1000, 20)
     # About 5 ms on one core; the bound is for slow and busy ones.
     assert best < 0.1
+
+
+@pytest.mark.parametrize("values", [[None, -1, 2**63], [1.5, -1, 2**63], [1.5, 2**63], [None, -1], [None, 2**63]])
+def test_a_column_of_integers_beyond_64_bits_in_company_is_what_pandas_makes_of_it(values: list[Any]) -> None:
+    frame = build_frame("split", [split(["a"], *([value] for value in values))], None)
+    assert frame["a"].dtype == pd.DataFrame({"a": values})["a"].dtype

@@ -1,9 +1,11 @@
 """The shorter way to a prediction: the same as MLflow's, and taken for right frames alone."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import cloudpickle
 import mlflow
 import numpy as np
 import pandas as pd
@@ -14,9 +16,15 @@ from mlflow.models import ModelSignature
 from mlflow.pyfunc import PyFuncModel, PythonModel
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
+from pyfunq.entries import ClaimedJob, ModelTags, ModelVersion
+from pyfunq.ids import new_id
 from worker.frames import build_frame
+from worker.model_cache import LoadedModel
 from worker.quick import prediction_of
+from worker.run_batch import Model, predict
 
 WIDE = Schema([ColSpec("double", f"x{n}") for n in range(7)])
 MIXED = Schema([ColSpec("double", "d"), ColSpec("float", "f"), ColSpec("long", "n"), ColSpec("integer", "i")])
@@ -213,3 +221,37 @@ def test_other_models_frames_are_always_checked(
     found = prediction_of(loaded)(frame, None)
     assert [id(one) for one in asked] == [id(frame)]
     assert_same_bits(found, loaded.predict(frame))
+
+
+def twice(x: pd.DataFrame) -> pd.DataFrame:
+    x["a"] *= 2
+    x.columns.name = "seen"
+    return x
+
+
+def test_what_a_model_does_to_its_frame_is_not_seen_by_its_scores_nor_by_others(saved: Save) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    steps = make_pipeline(FunctionTransformer(twice), LogisticRegression())
+    steps.fit(pd.DataFrame({"a": [1.0, 2, 3, 4], "b": [0.0, 1, 0, 1]}), [0, 0, 1, 1])
+    model = saved(steps, ModelSignature(TWO))
+    schema = model.metadata.get_input_schema()
+    version = ModelVersion(name="a", version="1", created_ms=0, source="", run_id=None, experiment_id=None)
+    job = ClaimedJob(
+        id=new_id(),
+        attempt=1,
+        model_uri="models:/a/1",
+        queue="bulk",
+        rows=1,
+        input_format="split",
+        input=b'{"columns":["a","b"],"data":[[2.5,1.0]]}',
+        params=None,
+        version_id=1,
+        confidence=True,
+    )
+    ends = []
+    for call in (prediction_of(model), lambda frame, params: model.predict(frame, params=params)):
+        raw = model.get_raw_model()
+        loaded = LoadedModel(version, model, call, schema, None, raw.predict_proba, 1)
+        ends += predict(Model(loaded, version, ModelTags(confidence=True)), [job])
+    assert ends[0] == ends[1], "as through MLflow, which gives the model a copy"
+    assert split(schema, [[1.0, 2.0]]).columns.name is None
