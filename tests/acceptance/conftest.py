@@ -52,6 +52,11 @@ class Program:
         return self.process.wait(seconds)
 
 
+def _hear_ctrl_c() -> None:
+    """What a shell starts in the background, these tests perhaps, is deaf to SIGINT, and so would be what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def environment_for(home: Path, **more: str) -> dict[str, str]:
     """Without what MLflow left here: its set_tracking_uri sets MLFLOW_TRACKING_URI for child processes."""
     inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
@@ -69,6 +74,7 @@ def start(home: Path, *arguments: str, **environment: str) -> Program:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=_hear_ctrl_c,
     )
     program = Program(process)
     _started.append(program)
