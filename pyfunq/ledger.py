@@ -123,10 +123,12 @@ class Ledger(BatchLedger):
         Returns those that were not needed, because their idempotency key stands for another job already: that job's id,
         or None where it is of another request.
         """
+        chunks = any(job.batch_id for _, job in jobs)
+        if chunks:
+            jobs = sorted(jobs, key=_place)
         if not any(job.idempotency_key for _, job in jobs):
-            chunks = any(job.batch_id for _, job in jobs)
             if len(jobs) >= _MANY or chunks:
-                await self._submit_by_copy(sorted(jobs, key=_place) if chunks else jobs)
+                await self._submit_by_copy(jobs)
             else:
                 await self._execute("submit", *_columns(jobs))
             return {}
@@ -135,7 +137,6 @@ class Ledger(BatchLedger):
                 others = not_needed(jobs, await self._take_keys(connection, jobs, keys_last_seconds))
                 new = [(page, job) for page, job in jobs if job.id not in others]
                 if new:
-                    chunks = any(job.batch_id for _, job in new)
                     await connection.execute(self._sql["submit_chunks" if chunks else "submit"], *_columns(new))
         return others
 

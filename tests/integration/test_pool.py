@@ -2,22 +2,27 @@
 
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+import pandas as pd
 import psutil
 import pytest
 from celery import Celery
 from kombu.asynchronous import Hub, set_event_loop
+from mlflow.pyfunc import PythonModel
 
 from pyfunq.client import Client
 from pyfunq.job import JobStatus
 from pyfunq.settings import Settings
+from tests.conftest import RegisterModel
 from tests.integration.conftest import SETOSA, VIRGINICA, split
-from tests.programs import start_worker
+from tests.programs import start_worker, until
 from worker.pool import ReplacingPool
 
 
@@ -70,3 +75,28 @@ def test_the_threads_of_one_process_share_its_models(settings: Settings, tmp_pat
         worker.process.send_signal(signal.SIGTERM)
         assert worker.process.wait(20) == 0, worker.text()
         assert all(client.get(job).status in (JobStatus.SUCCEEDED, JobStatus.QUEUED) for job in many[::100])
+
+
+class Slow(PythonModel):
+    """x after x seconds, whatever interrupts it."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        import time
+
+        time.sleep(float(model_input["x"].sum()))
+        return model_input["x"]
+
+
+def test_a_thread_that_takes_too_long_ends_the_process_and_the_jobs_of_the_others_are_given_back(
+    settings: Settings, tmp_path: Path, register: RegisterModel
+) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker has no tests to import it from
+    register("slow", Slow(), pd.DataFrame({"x": [1.0]}))
+    worker = start_worker(settings, tmp_path / "worker.log", threads=2)
+    with Client(settings) as client:
+        innocent = client.submit("models:/slow/1", split([60.0], columns=["x"]), timeout=120)
+        until("it runs", lambda: client.get(innocent).status is JobStatus.RUNNING)
+        culprit = client.submit("models:/slow/1", split([60.0], columns=["x"]), timeout=0.3)
+        assert worker.process.wait(20) == -signal.SIGKILL
+        jobs = [client.get(job) for job in (innocent, culprit)]
+        assert [(job.status, job.crashes) for job in jobs] == [(JobStatus.QUEUED, 0), (JobStatus.QUEUED, 1)]
