@@ -45,6 +45,7 @@ logging.getLogger("asyncpg").setLevel(logging.CRITICAL)
 settings = load_settings()
 app = make_app(settings)
 app.conf.worker_pool = "worker.pool:ReplacingPool"
+app.conf.worker_consumer = "worker.consumer:GroupingConsumer"
 drain = Drain()
 app.conf.beat_schedule = {
     name: {
