@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks import venvs, workloads
@@ -143,9 +144,18 @@ def write(figures: Figures, directory: Path) -> None:
     plot(everything, directory / "plot.png")
 
 
+def command(words: Sequence[str]) -> str:
+    """What repeats a run; where something lay on this machine is left out, as it does not matter elsewhere."""
+    kept: list[str] = []
+    for before, word in pairwise(("", *words)):
+        if not any(place in (before, word) or word.startswith(f"{place}=") for place in ("--venvs", "--results")):
+            kept.append(word)
+    return shlex.join(["python", "-m", "benchmarks", *kept])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
-    options.command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if argv is None else argv)])
+    options.command = command(sys.argv[1:] if argv is None else argv)
     directory = options.results if options.scale == 1 else options.results / "scaled"
 
     # For every program that is started: two on two cores must not fight for them with threads of their own.

@@ -22,8 +22,12 @@ _TRAINING_ROWS = 2_000
 _TRUTH_ROWS = 50_000
 _BLOCK_ROWS = 100_000
 
-LOGISTIC, FOREST = "lr", "rf"
-TITLES = {LOGISTIC: "LogisticRegression", FOREST: "RandomForest (100 trees, depth 10)"}
+LOGISTIC, FOREST, NETWORK = "lr", "rf", "mlp"
+TITLES = {
+    LOGISTIC: "LogisticRegression",
+    FOREST: "RandomForest (100 trees, depth 10)",
+    NETWORK: "MLPClassifier (two layers of 512)",
+}
 
 Predictions = npt.NDArray[np.int64]
 
@@ -64,7 +68,7 @@ def split_inputs(rows: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
 
 
 def register(tracking_uri: str, kind: str, directory: Path, name: str | None = None) -> Model:
-    """Trains a model of a kind (LOGISTIC or FOREST) and registers it, with its signature, as version 1 of `name`."""
+    """Trains a model of a kind (LOGISTIC, FOREST, NETWORK) and registers it with its signature, as version 1."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
@@ -94,6 +98,10 @@ def _estimator(kind: str) -> Any:
         from sklearn.linear_model import LogisticRegression
 
         return LogisticRegression()
+    if kind == NETWORK:
+        from sklearn.neural_network import MLPClassifier
+
+        return MLPClassifier((512, 512), solver="lbfgs", max_iter=5, random_state=0)
     from sklearn.ensemble import RandomForestClassifier
 
     return RandomForestClassifier(n_estimators=100, max_depth=10, random_state=0)

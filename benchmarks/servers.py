@@ -164,7 +164,7 @@ def paused(programs: Iterable[Program]) -> Iterator[None]:
 
 
 class Worker:
-    """PyFunQ's worker of two processes and, unless `app` is another one, its beat."""
+    """PyFunQ's worker of two processes (or one of two threads) and, unless `app` is another one, its beat."""
 
     def __init__(
         self,
@@ -172,10 +172,14 @@ class Worker:
         settings: Settings,
         app: str = "worker.app",
         environment: Mapping[str, str] | None = None,
+        *,
+        threads: bool = False,
     ) -> None:
         self.name, self.settings = name, settings
+        self._processes = 1 if threads else PROCESSES
         home = settings.home
-        command = worker_command(concurrency=PROCESSES, extra=["--hostname", f"{name}@%h"])
+        pool = ["--pool", "threads"] if threads else []
+        command = worker_command(concurrency=PROCESSES, extra=["--hostname", f"{name}@%h", *pool])
         command[command.index("worker.app")] = app
         variables = {**child_environment(settings), **thread_environment(PROCESSES), **(environment or {})}
         self.programs = [Program(command, variables, home / f"{name}.log")]
@@ -187,7 +191,7 @@ class Worker:
     async def ready(self) -> None:
         connection = await asyncpg.connect(self.settings.database)
         deadline = time.monotonic() + READY_SECONDS
-        while await connection.fetchval("SELECT count(*) FROM worker") < PROCESSES:
+        while await connection.fetchval("SELECT count(*) FROM worker") < self._processes:
             if time.monotonic() > deadline:
                 raise BenchmarkFailed(f"the worker {self.name!r} did not start")
             await asyncio.sleep(0.1)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.__main__ import arguments, write
+from benchmarks.__main__ import arguments, command, write
 from benchmarks.failure import BenchmarkFailed
 from benchmarks.figures import Workload, largest_deviation, percentile, read_figures, write_figures
 from benchmarks.models import check
@@ -137,3 +137,8 @@ def test_options_say_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         arguments(["--only", "a,z"])
     assert "no workload is called z" in capsys.readouterr().err
+
+
+def test_the_command_of_a_run_names_no_place_of_its_machine() -> None:
+    words = ["--only", "a,b", "--venvs", "/home/me/venvs", "--results=/elsewhere", "--rounds", "1"]
+    assert command(words) == "python -m benchmarks --only a,b --rounds 1"
