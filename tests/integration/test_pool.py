@@ -1,5 +1,6 @@
 """The worker's pools: how that of processes stops, and that of threads shares what it has."""
 
+import os
 import re
 import signal
 import sys
@@ -13,6 +14,7 @@ import cloudpickle
 import pandas as pd
 import psutil
 import pytest
+from billiard.popen_fork import Popen
 from celery import Celery
 from kombu.asynchronous import Hub, set_event_loop
 from mlflow.pyfunc import PythonModel
@@ -52,6 +54,35 @@ def test_a_stop_does_not_wait_for_answers_that_nobody_reads(hub: Hub, tmp_path: 
         pool.stop()
     assert time.monotonic() - begun < 10
     assert (tmp_path / "ran").exists()
+
+
+def test_a_child_is_replaced_that_could_not_be_reaped_yet(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process closes its pipes a moment before waitpid sees its end: within it the parent is woken, for once."""
+    app = Celery("pool", set_as_current=False)
+    pool = ReplacingPool(limit=1, app=app, threads=False, initargs=(app, "pool@here"))
+    pool.start()
+    try:
+        pool.register_with_event_loop(hub)
+        loop = hub.create_loop()
+        (child,) = pool._pool._pool
+        until("the child is up", lambda: next(loop) or not pool._pool._waiting_to_start)
+        killed, reap, too_early = time.monotonic(), Popen.poll, []
+
+        def poll(popen: Popen, *flags: int) -> int | None:
+            if time.monotonic() - killed < 0.3:
+                too_early.append(popen.pid)
+                return None
+            return reap(popen, *flags)
+
+        monkeypatch.setattr(Popen, "poll", poll)
+        os.kill(child.pid, signal.SIGKILL)
+        while child in pool._pool._pool:
+            next(loop)
+        assert time.monotonic() - killed < 2
+        assert too_early
+        assert len(pool._pool._pool) == 1
+    finally:
+        pool.stop()
 
 
 def test_the_threads_of_one_process_share_its_models(settings: Settings, tmp_path: Path, iris_model: str) -> None:
