@@ -1,6 +1,6 @@
 """What reliability costs: end-to-end throughput with heartbeats, fencing, limits and rescue against the same without.
 
-`python -m benchmarks.reliability_cost [--rounds 7] [--jobs 40000]` starts servers of its own (fsync on) and, for each
+`python -m benchmarks.reliability_cost [--rounds 7] [--jobs 150000]` starts servers of its own (fsync on) and, for each
 of the two, a worker of two processes with a database of its own; then it takes them in turn. Who does not have its turn
 is stopped (SIGSTOP), so that its heartbeats cost the other nothing.
 """
@@ -81,7 +81,7 @@ async def measure(both: list[Side], rounds: int, jobs: int) -> dict[str, list[fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--jobs", type=int, default=40_000)
+    parser.add_argument("--jobs", type=int, default=150_000)
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, {arguments.jobs:,} single-row jobs a round, {FEATURES} features, pages of 1,000")
     with sides() as both:
