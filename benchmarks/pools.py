@@ -19,17 +19,17 @@ import numpy as np
 from benchmarks.models import FOREST, LOGISTIC, NETWORK, TITLES, Model, as_frame, check, random_rows, register
 from benchmarks.pyfunq_side import Ledger, PyFunQ, PyFunQSession
 from benchmarks.servers import PROCESSES, Worker, embedded_servers, family, new_ledger
+from producer.programs import thread_environment
 from pyfunq.client import AsyncClient
 
 SHARE, ALL_CORES, THREADS = "processes", "processes, all cores each", "threads"
 CALLERS, CALLS = 64, 10_000
 BACKLOG_ROWS = 200_000
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @contextmanager
 def workers() -> Iterator[tuple[dict[str, PyFunQ], dict[str, Model]]]:
-    every = dict.fromkeys(_THREAD_VARIABLES, str(os.cpu_count()))
+    every = thread_environment(1)
     made: dict[str, PyFunQ] = {}
     with embedded_servers() as servers:
         with warnings.catch_warnings():

@@ -37,10 +37,15 @@ def hub() -> Iterator[Hub]:
     hub.close()
 
 
-def test_a_stop_does_not_wait_for_answers_that_nobody_reads(hub: Hub, tmp_path: Path) -> None:
+def one_process() -> ReplacingPool:
     app = Celery("pool", set_as_current=False)
     pool = ReplacingPool(limit=1, app=app, threads=False, initargs=(app, "pool@here"))
     pool.start()
+    return pool
+
+
+def test_a_stop_does_not_wait_for_answers_that_nobody_reads(hub: Hub, tmp_path: Path) -> None:
+    pool = one_process()
     try:
         pool.register_with_event_loop(hub)
         loop = hub.create_loop()
@@ -58,9 +63,7 @@ def test_a_stop_does_not_wait_for_answers_that_nobody_reads(hub: Hub, tmp_path: 
 
 def test_a_child_is_replaced_that_could_not_be_reaped_yet(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process closes its pipes a moment before waitpid sees its end: within it the parent is woken, for once."""
-    app = Celery("pool", set_as_current=False)
-    pool = ReplacingPool(limit=1, app=app, threads=False, initargs=(app, "pool@here"))
-    pool.start()
+    pool = one_process()
     try:
         pool.register_with_event_loop(hub)
         loop = hub.create_loop()
