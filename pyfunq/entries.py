@@ -115,6 +115,37 @@ class Resolution:
     checked_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What a worker process serves a model URI with."""
+
+    hostname: str
+    pid: int
+    model_uri: str
+    name: str
+    version: str
+    since: datetime
+    size_bytes: int
+    """Of memory."""
+    load_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadFailure:
+    """A version that a worker process could not load; what served the URI before still does."""
+
+    hostname: str
+    pid: int
+    model_uri: str
+    name: str
+    version: str
+    reason: str | None
+    """None: it is being tried just now, or its process ended while it was."""
+    tries: int
+    failed_at: datetime
+    next_try_at: datetime
+
+
 class Outcome(NamedTuple):
     """How one claimed job ended."""
 

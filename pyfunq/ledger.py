@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -16,18 +15,16 @@ from pyfunq.entries import (
     ClaimedJob,
     Crashed,
     Keys,
-    ModelTags,
-    ModelVersion,
     NewJob,
     Outcome,
     Page,
-    Resolution,
     StoredResult,
     not_needed,
 )
 from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownJob
 from pyfunq.job import Job, JobError, JobStatus, Lane
 from pyfunq.lanes import lane_of, queues_of
+from pyfunq.model_ledger import ModelLedger
 from pyfunq.sql import queries
 
 _CONNECT_SECONDS = 10.0
@@ -74,7 +71,7 @@ def ledger_errors() -> Iterator[None]:
         raise LedgerUnavailable(f"Postgres cannot be reached ({type(exc).__name__})") from exc
 
 
-class Ledger(BatchLedger):
+class Ledger(BatchLedger, ModelLedger):
     """Everything that is asked of the tables. Belongs to the event loop (and process) that opened it."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
@@ -275,40 +272,6 @@ class Ledger(BatchLedger):
         """Those that were cancelled with `terminate`."""
         return {r["id"] for r in await self._fetch("withdrawn", list(ids))}
 
-    # Model versions.
-
-    async def resolution(self, model_uri: str) -> Resolution | None:
-        row = await self._fetchrow("resolution", model_uri)
-        return None if row is None else _resolution({"model_uri": model_uri, **row})
-
-    async def resolutions(self) -> list[Resolution]:
-        return [_resolution(dict(r)) for r in await self._fetch("resolutions")]
-
-    async def version(self, version_id: int) -> ModelVersion:
-        row = await self._fetchrow("get_version", version_id)
-        assert row is not None, "versions are never deleted"  # noqa: S101
-        return ModelVersion(**row)
-
-    async def point(self, model_uri: str, version: ModelVersion, tags: ModelTags) -> ModelVersion:
-        """Makes a model URI stand for this version from now on; returns the version with the ledger's id."""
-        with ledger_errors():
-            async with self._pool.acquire() as connection, connection.transaction():
-                version_id = await connection.fetchval(
-                    self._sql["add_version"], *version.identity, version.run_id, version.experiment_id
-                )
-                means = (version_id, tags.confidence, tags.timeout_seconds, tags.max_rows)
-                await connection.execute(self._sql["point_resolution"], model_uri, *means)
-        return replace(version, id=version_id)
-
-    async def confirm(self, model_uris: Sequence[str]) -> None:
-        await self._execute("confirm_resolutions", list(model_uris))
-
-    async def forget(self, model_uri: str) -> None:
-        await self._execute("drop_resolution", model_uri)
-
-    async def set_signature(self, version_id: int, signature: str) -> None:
-        await self._execute("set_signature", version_id, signature)
-
     # Asking.
 
     async def get(self, job_id: UUID) -> Job:
@@ -465,9 +428,3 @@ def _job(row: asyncpg.Record) -> Job:
     fields["lane"] = lane_of(fields.pop("queue"))
     fields["error"] = None if code is None else JobError(code=code, message=message)
     return Job(**fields)
-
-
-def _resolution(row: dict[str, Any]) -> Resolution:
-    tags = ModelTags(**{name: row.pop(name) for name in ("confidence", "timeout_seconds", "max_rows")})
-    about = {name: row.pop(name) for name in ("model_uri", "resolved_at", "checked_at")}
-    return Resolution(version=ModelVersion(**row), tags=tags, **about)

@@ -1,7 +1,7 @@
 """One frozen value with everything that can be configured, read from PYFUNQ_* by the programs' entry points."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, field_validator
@@ -57,9 +57,19 @@ class Settings(BaseSettings):
     publish_grace_seconds: float = Field(default=10.0, gt=0)
     """A queued job younger than this is not published again."""
 
+    preload: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated model URIs that a worker process loads before it takes messages, and never drops."""
+    fallback_latest: bool = False
+    """A stage or alias that no version has stands for the latest version."""
     model_cache_count: int = Field(default=10, gt=0)
     model_cache_bytes: int = Field(default=4096 * MIB, gt=0)
     """Bounds of one process's model cache; the size of a model is that of its files."""
+    model_disk_bytes: int = Field(default=20 * 1024 * MIB, gt=0)
+    """Model files on a host beyond this are dropped, least recently used first, never one in use."""
+    model_envs: Literal["off", "auto"] = "off"
+    """auto: a model whose requirements this environment does not meet runs in an environment made from them."""
+    model_envs_bytes: int = Field(default=20 * 1024 * MIB, gt=0)
+    """Environments on a host beyond this are dropped, least recently used first, never one in use."""
     load_failure_seconds: float = Field(default=10.0, ge=0)
     """For this long a model that could not be loaded is not tried again."""
     confidence: bool = False
@@ -85,7 +95,7 @@ class Settings(BaseSettings):
     flower_user: str = "pyfunq"
     flower_password: SecretStr | None = None
 
-    @field_validator("allowed_models", "input_roots", mode="before")
+    @field_validator("allowed_models", "input_roots", "preload", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value

@@ -32,8 +32,9 @@ from pyfunq.waiting import FINISHED_CHANNEL, announcement
 from worker.artifacts import ArtifactStore
 from worker.draining import Drain
 from worker.heartbeat import Heartbeat
+from worker.loading import LoadedModel
 from worker.loop import LoopThread
-from worker.model_cache import LoadedModel, ModelCache
+from worker.model_cache import ModelCache
 from worker.references import ReferenceReader
 from worker.registry import Registry
 from worker.watch import Watch

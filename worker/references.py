@@ -13,7 +13,7 @@ from pyfunq.input_roots import InputFile, InputRoots
 from pyfunq.parquet_files import column_names, footer_digest, parquet_file
 from pyfunq.references import Reference, wanted_columns
 from pyfunq.signature import Signature
-from worker.model_cache import LoadedModel
+from worker.loading import LoadedModel
 
 _OPEN_FILES = 8
 """Kept open by a process, each with its footer and at most a block of rows."""

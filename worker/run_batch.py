@@ -18,7 +18,7 @@ from pyfunq.input_roots import InputRoots
 from pyfunq.job import JobError, JobStatus
 from worker.error_text import model_error_text
 from worker.frames import Input, build_frame, read_inputs, table_input
-from worker.model_cache import LoadedModel
+from worker.loading import LoadedModel
 from worker.predictions import encode_each, encode_output, split_output
 from worker.process import WorkerProcess
 from worker.references import ReferenceReader

@@ -125,6 +125,47 @@ DELETE FROM resolution WHERE model_uri = $1
 -- Keeps a loaded version's signature, so that inputs can be checked at submit.
 UPDATE model_version SET signature = $2 WHERE id = $1 AND signature IS DISTINCT FROM $2
 
+-- name: serve
+-- Notes what a worker process ($1) serves a model URI with; `since` moves only when the version does.
+INSERT INTO serving (worker_id, model_uri, version_id, size_bytes, load_seconds) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (worker_id, model_uri) DO UPDATE
+SET version_id = EXCLUDED.version_id, size_bytes = EXCLUDED.size_bytes, load_seconds = EXCLUDED.load_seconds,
+    since = CASE WHEN serving.version_id = EXCLUDED.version_id THEN serving.since ELSE now() END
+
+-- name: serve_no_more
+-- What a worker process ($1) has dropped ($2).
+DELETE FROM serving WHERE worker_id = $1 AND model_uri = ANY ($2::text[])
+
+-- name: serving
+-- What worker processes serve whose heartbeat is younger than $1 seconds.
+SELECT w.hostname, w.pid, s.model_uri, v.name, v.version, s.since, s.size_bytes, s.load_seconds
+FROM serving s JOIN worker w ON w.id = s.worker_id JOIN model_version v ON v.id = s.version_id
+WHERE w.stopped_at IS NULL AND w.seen_at > now() - make_interval(secs => $1)
+ORDER BY s.model_uri, w.hostname, w.pid
+
+-- name: begin_load
+-- Notes that a worker process ($1) tries to load a version ($3) for a model URI ($2), and when it would try again.
+INSERT INTO load_failure (worker_id, model_uri, version_id, next_try_at)
+VALUES ($1, $2, $3, now() + make_interval(secs => $4))
+ON CONFLICT (worker_id, version_id) DO UPDATE
+SET tries = load_failure.tries + 1, failed_at = now(), next_try_at = EXCLUDED.next_try_at, model_uri = EXCLUDED.model_uri
+
+-- name: fail_load
+UPDATE load_failure SET reason = $3, failed_at = now() WHERE worker_id = $1 AND version_id = $2
+
+-- name: forget_failure
+DELETE FROM load_failure WHERE worker_id = $1 AND version_id = $2
+
+-- name: load_failures
+-- What worker processes could not load within the last $1 seconds.
+SELECT w.hostname, w.pid, f.model_uri, v.name, v.version, f.reason, f.tries, f.failed_at, f.next_try_at
+FROM load_failure f JOIN worker w ON w.id = f.worker_id JOIN model_version v ON v.id = f.version_id
+WHERE f.failed_at > now() - make_interval(secs => $1)
+ORDER BY f.failed_at DESC, f.model_uri, w.hostname, w.pid
+
+-- name: ask_to_warm
+INSERT INTO warm_request (model_uri) VALUES ($1) ON CONFLICT (model_uri) DO UPDATE SET asked_at = now()
+
 -- name: finish
 -- Records final statuses and results, each guarded by id, status ($2), attempt and worker; returns what was recorded.
 -- The status is an argument, so that a generic plan cannot take the partial index on running jobs, whose size the

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+import worker.loading
 import worker.model_cache
 from pyfunq.client import AsyncClient
 from pyfunq.errors import JobFailed
@@ -22,7 +23,7 @@ async def test_a_broken_model_fails_its_jobs_without_being_loaded_again_and_agai
 ) -> None:
 
     loads = []
-    real = worker.model_cache.mlflow.pyfunc.load_model
+    real = worker.loading.mlflow.pyfunc.load_model
 
     def load_model(path: str, **options: Any) -> Any:
         loads.append(path)
@@ -31,7 +32,7 @@ async def test_a_broken_model_fails_its_jobs_without_being_loaded_again_and_agai
         )
         return real(path, **options)
 
-    monkeypatch.setattr(worker.model_cache.mlflow.pyfunc, "load_model", load_model)
+    monkeypatch.setattr(worker.loading.mlflow.pyfunc, "load_model", load_model)
     for _ in range(3):
         job = await client.submit("models:/iris/2", split(SETOSA))
         await work.all()

@@ -22,7 +22,7 @@ from sklearn.preprocessing import FunctionTransformer
 from pyfunq.entries import ClaimedJob, ModelTags, ModelVersion
 from pyfunq.ids import new_id
 from worker.frames import build_frame
-from worker.model_cache import LoadedModel
+from worker.loading import LoadedModel
 from worker.quick import prediction_of
 from worker.run_batch import Model, predict
 

@@ -1,0 +1,87 @@
+"""What the ledger is asked about models: versions, what URIs stand for, and which process serves what."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from pyfunq.entries import LoadFailure, ModelTags, ModelVersion, Resolution, Serving
+
+
+class ModelLedger(ABC):
+    """The part of `Ledger` that concerns models."""
+
+    @abstractmethod
+    async def _fetch(self, query: str, *args: Any) -> list[asyncpg.Record]: ...
+
+    @abstractmethod
+    async def _fetchrow(self, query: str, *args: Any) -> asyncpg.Record | None: ...
+
+    @abstractmethod
+    async def _execute(self, query: str, *args: Any) -> None: ...
+
+    async def resolution(self, model_uri: str) -> Resolution | None:
+        row = await self._fetchrow("resolution", model_uri)
+        return None if row is None else _resolution({"model_uri": model_uri, **row})
+
+    async def resolutions(self) -> list[Resolution]:
+        return [_resolution(dict(r)) for r in await self._fetch("resolutions")]
+
+    async def version(self, version_id: int) -> ModelVersion:
+        row = await self._fetchrow("get_version", version_id)
+        assert row is not None, "versions are never deleted"  # noqa: S101
+        return ModelVersion(**row)
+
+    async def point(self, model_uri: str, version: ModelVersion, tags: ModelTags) -> ModelVersion:
+        """Makes a model URI stand for this version from now on; returns the version with the ledger's id."""
+        row = await self._fetchrow("add_version", *version.identity, version.run_id, version.experiment_id)
+        assert row is not None  # noqa: S101
+        await self._execute(
+            "point_resolution", model_uri, row["id"], tags.confidence, tags.timeout_seconds, tags.max_rows
+        )
+        return replace(version, id=row["id"])
+
+    async def confirm(self, model_uris: Sequence[str]) -> None:
+        await self._execute("confirm_resolutions", list(model_uris))
+
+    async def forget(self, model_uri: str) -> None:
+        await self._execute("drop_resolution", model_uri)
+
+    async def set_signature(self, version_id: int, signature: str) -> None:
+        await self._execute("set_signature", version_id, signature)
+
+    async def serve(self, worker_id: UUID, model_uri: str, version_id: int, size_bytes: int, seconds: float) -> None:
+        """Notes that a worker process serves a model URI with this version from now on, and how it was loaded."""
+        await self._execute("serve", worker_id, model_uri, version_id, size_bytes, seconds)
+
+    async def serve_no_more(self, worker_id: UUID, model_uris: Sequence[str]) -> None:
+        await self._execute("serve_no_more", worker_id, list(model_uris))
+
+    async def serving(self, *, stale_seconds: float) -> list[Serving]:
+        """What the worker processes serve whose heartbeat is younger than this."""
+        return [Serving(**r) for r in await self._fetch("serving", stale_seconds)]
+
+    async def begin_load(self, worker_id: UUID, model_uri: str, version_id: int, *, pause_seconds: float) -> None:
+        """Notes an attempt to load a version, as failed until `end_load` says otherwise; the next is due then."""
+        await self._execute("begin_load", worker_id, model_uri, version_id, pause_seconds)
+
+    async def end_load(self, worker_id: UUID, version_id: int, *, reason: str | None) -> None:
+        """How the attempt ended: `reason` says why it failed; None: the version is loaded."""
+        await self._execute("fail_load" if reason else "forget_failure", worker_id, version_id, *filter(None, [reason]))
+
+    async def load_failures(self, *, since_seconds: float = 86_400.0) -> list[LoadFailure]:
+        """What worker processes, also ended ones, could not load lately."""
+        return [LoadFailure(**r) for r in await self._fetch("load_failures", since_seconds)]
+
+    async def ask_to_warm(self, model_uri: str) -> None:
+        """Asks all worker processes that run now to have a model URI in memory."""
+        await self._execute("ask_to_warm", model_uri)
+
+
+def _resolution(row: dict[str, Any]) -> Resolution:
+    tags = ModelTags(**{name: row.pop(name) for name in ("confidence", "timeout_seconds", "max_rows")})
+    about = {name: row.pop(name) for name in ("model_uri", "resolved_at", "checked_at")}
+    return Resolution(version=ModelVersion(**row), tags=tags, **about)

@@ -1,0 +1,62 @@
+"""Loading: from a version's files to something that predicts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import orjson
+from mlflow.types import Schema
+
+from pyfunq.entries import ModelVersion
+from pyfunq.errors import ModelNotLoadable
+from worker.artifacts import size_of
+from worker.quick import Predict, prediction_of
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A version in memory. `schema` is MLflow's input schema, None where the model was logged without a signature."""
+
+    version: ModelVersion
+    pyfunc: Any
+    predict: Predict
+    schema: Schema | None
+    signature: str | None
+    predict_proba: Callable[[Any], Any] | None
+    size_bytes: int
+    users: int = field(default=0, compare=False)
+
+
+def load(version: ModelVersion, path: Path) -> LoadedModel:
+    """Loads a version from its files; runs the model's own code. Raises ModelNotLoadable."""
+    try:
+        model = mlflow.pyfunc.load_model(str(path), suppress_warnings=True)
+    except ModuleNotFoundError as exc:
+        raise ModelNotLoadable(f"{version} needs the module {exc.name!r}, which is not installed here") from exc
+    except Exception as exc:  # whatever the model's own code raises
+        raise ModelNotLoadable(f"{version} cannot be loaded: {type(exc).__name__}: {_first_line(exc)}") from exc
+    schema = model.metadata.get_input_schema()
+    return LoadedModel(
+        version=version,
+        pyfunc=model,
+        predict=prediction_of(model),
+        schema=schema,
+        signature=orjson.dumps(schema.to_dict()).decode() if schema is not None else None,
+        predict_proba=_predict_proba(model),
+        size_bytes=size_of(path),
+    )
+
+
+def _predict_proba(model: Any) -> Callable[[Any], Any] | None:
+    try:
+        raw = model.get_raw_model()
+    except Exception:  # flavours without a raw model say so in different ways
+        return None
+    found = getattr(raw, "predict_proba", None)
+    return found if callable(found) else None
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).splitlines() or [""])[0][:300]
