@@ -71,6 +71,8 @@ class ClaimedJob(NamedTuple):
     """The job's own limit, else the model's; None if neither has one."""
     max_rows: int | None = None
     """How many rows the model takes in a call, where its tags say."""
+    good_version_id: int | None = None
+    """The last version that any process made ready for its model URI."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,31 @@ class ModelVersion:
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a model URI stands for: the registry's version, and the last one that any process made ready."""
+
+    version: ModelVersion
+    good: ModelVersion | None = None
+
+    def in_turn(self) -> list[ModelVersion]:
+        """What to begin with where nothing serves yet: a new version is first made ready behind the good one."""
+        if self.good is None or self.good.identity == self.version.identity:
+            return [self.version]
+        return [self.good, self.version]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the ledger says of a model URI; `wanted` is None where nobody has resolved it, or it is gone."""
+
+    model_uri: str
+    wanted: tuple[int, int | None] | None
+    """As ids of versions."""
+    warm_at: datetime | None = None
+    """When an operator asked for it to be in memory, if that is news."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
-from pyfunq.entries import LoadFailure, ModelTags, ModelVersion, Resolution, Serving
+from pyfunq.entries import Asked, LoadFailure, ModelTags, ModelVersion, Resolution, Serving
+from pyfunq.job import Lane
+from pyfunq.lanes import queues_of
 
 
 class ModelLedger(ABC):
@@ -50,8 +53,26 @@ class ModelLedger(ABC):
     async def forget(self, model_uri: str) -> None:
         await self._execute("drop_resolution", model_uri)
 
-    async def set_signature(self, version_id: int, signature: str) -> None:
-        await self._execute("set_signature", version_id, signature)
+    async def made_ready(self, model_uri: str, version_id: int, signature: str | None) -> None:
+        """Notes that a process has a version ready, and its signature, which inputs are checked against from now on."""
+        await self._execute("made_ready", model_uri, version_id, signature)
+
+    async def asked_models(self, model_uris: Sequence[str], since: datetime) -> list[Asked]:
+        """What these model URIs stand for now, and those that operators asked to have in memory since then."""
+        return [
+            Asked(r["model_uri"], r["version_id"] and (r["version_id"], r["good_version_id"]), r["asked_at"])
+            for r in await self._fetch("asked_models", list(model_uris), since)
+        ]
+
+    async def queued_inputs(self, model_uri: str, at_most: int) -> list[tuple[str, bytes]]:
+        """Formats and inputs of some jobs that are queued for a model URI; not of large ones."""
+        queues = [queue for lane in Lane for queue in queues_of(lane)]
+        return [(r["input_format"], r["input"]) for r in await self._fetch("queued_inputs", model_uri, queues, at_most)]
+
+    async def ended_in_load(self, hostname: str, version_id: int) -> float | None:
+        """For how many seconds a version is not to be tried on a host, as a process ended that tried it."""
+        row = await self._fetchrow("ended_in_load", hostname, version_id)
+        return row["seconds"] if row else None
 
     async def serve(self, worker_id: UUID, model_uri: str, version_id: int, size_bytes: int, seconds: float) -> None:
         """Notes that a worker process serves a model URI with this version from now on, and how it was loaded."""

@@ -62,8 +62,8 @@ class Settings(BaseSettings):
     fallback_latest: bool = False
     """A stage or alias that no version has stands for the latest version."""
     model_cache_count: int = Field(default=10, gt=0)
-    model_cache_bytes: int = Field(default=4096 * MIB, gt=0)
-    """Bounds of one process's model cache; the size of a model is that of its files."""
+    model_cache_bytes: int | None = Field(default=None, gt=0)
+    """Bounds of one process's models, in measured memory; by default its share of half of the memory limit."""
     model_disk_bytes: int = Field(default=20 * 1024 * MIB, gt=0)
     """Model files on a host beyond this are dropped, least recently used first, never one in use."""
     model_envs: Literal["off", "auto"] = "off"

@@ -50,6 +50,14 @@ _KINDS: dict[type, str] = {
 }
 
 
+# What each type's values are valid as, too.
+_ALSO_FIT = {
+    "integer": frozenset({"long", "float", "double"}),
+    "long": frozenset({"double"}),
+    "float": frozenset({"double"}),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of a signature; `name` is None in signatures whose columns are told apart by position."""
@@ -118,6 +126,23 @@ class Signature:
     @cached_property
     def has_nested(self) -> bool:
         return any(not column.is_scalar for column in self.columns)
+
+    def why_not_for(self, other: "Signature") -> str | None:
+        """Why some of the inputs that fit `other` may not fit this one; None: all of them do."""
+        if self.is_tensor or other.is_tensor:
+            return "it takes other tensors" if self.is_tensor and other.is_tensor else "only one of them takes tensors"
+        if len(self.by_name) < len(self.columns) or len(other.by_name) < len(other.columns):
+            return "its columns have other types" if _types(self) != _types(other) else None
+        if missing := [name for name in self.by_name if name in self.required_names - other.required_names]:
+            return f"{_several(missing)} required and may be missing"
+        if unknown := [name for name in other.by_name if name not in self.by_name]:
+            return f"{_several(unknown)} not in its signature"
+        for name, column in other.by_name.items():
+            wanted = self.by_name[name]
+            if wanted.type != column.type and wanted.type not in _ALSO_FIT.get(column.type, ()):
+                return f"it takes column {shown_name(name)} as {wanted.label}, not {column.label}"
+        nested = [name for name, column in self.by_name.items() if not column.is_scalar]
+        return f"{_several(nested)} perhaps of other parts" if nested else None
 
     def check_columns(self, names: Sequence[str]) -> None:
         """The columns of an input: all that are required, none that the signature lacks, none twice."""
@@ -246,6 +271,10 @@ def _column(spec: Mapping[str, Any]) -> Column:
     if required is None:
         required = not spec.get("optional", False)
     return Column(spec.get("name"), str(spec["type"]), bool(required))
+
+
+def _types(signature: Signature) -> list[str]:
+    return [column.type for column in signature.columns]
 
 
 def may_be_absent(column: Column) -> bool:

@@ -69,6 +69,7 @@ class _ProcessHolder:
         self._stand_in: Any = None
         self._pid = 0
         self.queues: list[str] = []
+        self.processes = 1
 
     def get(self) -> Any:
         from worker.process import WorkerProcess
@@ -76,7 +77,10 @@ class _ProcessHolder:
 
         with self._lock:
             if self._process is None or self._pid != os.getpid():
-                self._process, self._pid = WorkerProcess(settings, drain, self.queues), os.getpid()
+                self._process, self._pid = (
+                    WorkerProcess(settings, drain, self.queues, processes=self.processes),
+                    os.getpid(),
+                )
                 self._stand_in = StandIn(self._process)
             return self._process
 
@@ -99,6 +103,8 @@ def _take_control_tasks_first(sender: str, instance: Any, **_: Any) -> None:
     every = [queue for lane in lanes for queue in queues_of(lane)]
     _holder.queues = [CONTROL_QUEUE, *map(first_queue, lanes), *every]
     queues.select(_holder.queues)
+    if isinstance(instance.pool_cls, type) and issubclass(instance.pool_cls, ReplacingPool):
+        _holder.processes = instance.concurrency or 1
 
 
 @worker_init.connect

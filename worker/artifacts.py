@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -15,6 +16,22 @@ from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotLoadable, RegistryUnavailable
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A version's files, there until they are closed."""
+
+    path: Path
+    size_bytes: int
+
+    def __enter__(self) -> "ModelFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None: ...
+
+
 class ArtifactStore:
     """A directory with one sub-directory a version, complete or absent."""
 
@@ -22,6 +39,10 @@ class ArtifactStore:
         self._root = root
         self._tracking_uri = tracking_uri
         root.mkdir(parents=True, exist_ok=True)
+
+    def open(self, version: ModelVersion) -> ModelFiles:
+        place = self.ensure(version)
+        return ModelFiles(place, size_of(place))
 
     def ensure(self, version: ModelVersion) -> Path:
         """The version's directory, downloaded now if this host does not have it yet.

@@ -7,11 +7,13 @@ from typing import Any
 
 import mlflow.pyfunc
 import orjson
+from mlflow.models import Model
 from mlflow.types import Schema
 
 from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotLoadable
-from worker.artifacts import size_of
+from worker.artifacts import ArtifactStore, size_of
+from worker.memory import Growth
 from worker.quick import Predict, prediction_of
 
 
@@ -20,13 +22,23 @@ class LoadedModel:
     """A version in memory. `schema` is MLflow's input schema, None where the model was logged without a signature."""
 
     version: ModelVersion
-    pyfunc: Any
+    path: Path
+    """Of its files."""
+    metadata: Model
     predict: Predict
     schema: Schema | None
     signature: str | None
     predict_proba: Callable[[Any], Any] | None
     size_bytes: int
+    """Of memory, as far as that could be measured; at least what its files have."""
+    load_seconds: float = 0.0
     users: int = field(default=0, compare=False)
+    closing: list[Callable[[], None]] = field(default_factory=list, compare=False)
+    """What to do when it leaves memory."""
+
+    def close(self) -> None:
+        while self.closing:
+            self.closing.pop()()
 
 
 def load(version: ModelVersion, path: Path) -> LoadedModel:
@@ -40,13 +52,40 @@ def load(version: ModelVersion, path: Path) -> LoadedModel:
     schema = model.metadata.get_input_schema()
     return LoadedModel(
         version=version,
-        pyfunc=model,
+        path=path,
+        metadata=model.metadata,
         predict=prediction_of(model),
         schema=schema,
         signature=orjson.dumps(schema.to_dict()).decode() if schema is not None else None,
         predict_proba=_predict_proba(model),
         size_bytes=size_of(path),
     )
+
+
+class Loader:
+    """Loads versions from the host's model files, and measures what memory they take."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+        self._growth = Growth()
+
+    def size_of(self, version: ModelVersion) -> int:
+        """Bytes of the version's files, which are on this host afterwards."""
+        with self._store.open(version) as files:
+            return files.size_bytes
+
+    def load(self, version: ModelVersion) -> LoadedModel:
+        """Raises ModelNotLoadable, and RegistryUnavailable where the files are not here and cannot be had."""
+        files = self._store.open(version)
+        try:
+            with self._growth.during(files.size_bytes) as measured:
+                model = load(version, files.path)
+        except BaseException:
+            files.close()
+            raise
+        model.size_bytes = max(model.size_bytes, measured.bytes)
+        model.closing.append(files.close)
+        return model
 
 
 def _predict_proba(model: Any) -> Callable[[Any], Any] | None:

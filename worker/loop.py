@@ -28,10 +28,23 @@ class LoopThread:
             raise
 
     def start(self, coroutine: Coroutine[Any, Any, R]) -> "Future[R]":
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Raises RuntimeError when the loop is closed."""
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:
+            coroutine.close()
+            raise
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """Ends what is still under way; who waits for it gets CancelledError."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop)
         self._thread.join(timeout=5)
         if not self._thread.is_alive():
             self._loop.close()
+
+    async def _end(self) -> None:
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        self._loop.stop()

@@ -15,7 +15,7 @@ from uuid import UUID
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from pyfunq.entries import ClaimedJob, ModelTags, ModelVersion, Outcome, Page
+from pyfunq.entries import ClaimedJob, Outcome, Page
 from pyfunq.errors import LedgerUnavailable, PyFunQError, QueueUnavailable
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
@@ -25,18 +25,21 @@ from pyfunq.lanes import queues_before
 from pyfunq.ledger import Ledger
 from pyfunq.local import identity
 from pyfunq.migrate import require_current
-from pyfunq.model_uri import check_allowed, parse_model_uri
 from pyfunq.publishing import Publisher
 from pyfunq.settings import Settings
 from pyfunq.waiting import FINISHED_CHANNEL, announcement
 from worker.artifacts import ArtifactStore
 from worker.draining import Drain
 from worker.heartbeat import Heartbeat
-from worker.loading import LoadedModel
+from worker.loading import Loader
 from worker.loop import LoopThread
+from worker.memory import cache_share
 from worker.model_cache import ModelCache
+from worker.model_desk import ModelDesk
+from worker.preparing import Preparer
 from worker.references import ReferenceReader
 from worker.registry import Registry
+from worker.serving import Serving
 from worker.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -53,32 +56,43 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 class WorkerProcess:
     """Made in the process that predicts, after any fork; `close` gives its identity back to the ledger."""
 
-    def __init__(self, settings: Settings, drain: Drain | None = None, queues: Sequence[str] = ()) -> None:
-        """`queues`: those that the worker takes from, the first one first."""
+    def __init__(
+        self, settings: Settings, drain: Drain | None = None, queues: Sequence[str] = (), *, processes: int = 1
+    ) -> None:
+        """`queues`: those that the worker takes from, the first one first. `processes`: so many share the memory."""
         self.settings = settings
         self._queues = queues
+        self._processes = processes
         self.id: UUID = new_id()
         self.drain = drain or Drain()
         self.registry = Registry(settings.mlflow)
-        artifacts = ArtifactStore(settings.home / "models", settings.mlflow)
-        self.models = ModelCache(
-            max_count=settings.model_cache_count,
-            max_bytes=settings.model_cache_bytes,
-            failure_seconds=settings.load_failure_seconds,
-            fetch=artifacts.ensure,
-        )
         self.references = ReferenceReader(InputRoots(settings.input_roots))
-        self._versions: dict[int, ModelVersion] = {}
         self._held: dict[UUID, ClaimedJob] = {}
         self._announcing: set[asyncio.Task[None]] = set()
         self.heartbeat = Heartbeat(settings.heartbeat_seconds)
         self.publisher = Publisher(settings.redis)
         self._loop = LoopThread()
         self._stack = AsyncExitStack()
-        self._patiently(self._open_ledger, _STARTING_SECONDS)
+        self.patiently(self._open_ledger, _STARTING_SECONDS)
         self._loop.run(self._open())
         self._beating = self._loop.start(self._beat())
         self._watch = Watch(self, self.drain, max_memory_bytes=settings.max_memory_bytes)
+        self._prepare_models()
+
+    def _prepare_models(self) -> None:
+        s = self.settings
+        self.desk = ModelDesk(self, self.registry)
+        self.models = ModelCache(
+            Loader(ArtifactStore(s.home / "models", s.mlflow)),
+            max_count=s.model_cache_count,
+            max_bytes=s.model_cache_bytes or cache_share(self._processes),
+            failure_seconds=s.load_failure_seconds,
+            dropped=lambda version: self.serving.left_memory(version),
+        )
+        self.serving = Serving(self.models, self.desk, pinned=s.preload)
+        self.preparer = Preparer(self.serving, self.models, self.desk, pause_seconds=s.load_failure_seconds)
+        self.preparer.preload(list(s.preload), _STARTING_SECONDS)
+        self.preparer.start()
 
     async def _open_ledger(self) -> None:
         await require_current(self.settings.database)
@@ -90,6 +104,7 @@ class WorkerProcess:
         await self._beat_once()
 
     def close(self) -> None:
+        self.preparer.close()
         self._watch.close()
         self.publisher.close()
         self.references.close()
@@ -149,27 +164,6 @@ class WorkerProcess:
         """`function()`, which may load a model for the jobs."""
         return self._watch.run(jobs, self.settings.load_timeout_seconds, function)
 
-    def resolve(self, job: ClaimedJob) -> tuple[ModelVersion, ModelTags]:
-        """The version that the job's model URI stands for, and how its jobs are predicted.
-
-        The ledger's word counts; the registry is asked only for a URI that nobody has resolved yet. Raises
-        ModelNotAllowed, ModelNotFound or RegistryUnavailable.
-        """
-        uri = parse_model_uri(job.model_uri)
-        check_allowed(uri, self.settings.allowed_models)
-        if job.version_id is not None:
-            return self._version(job.version_id), ModelTags(confidence=job.confidence, max_rows=job.max_rows)
-        found = self.registry.resolve(uri)
-        tags = found.means(confidence=self.settings.confidence)
-        return self._patiently(lambda: self.ledger.point(job.model_uri, found.version, tags)), tags
-
-    def publish_signature(self, model: LoadedModel, version: ModelVersion) -> None:
-        """Lets producers check inputs against the version's signature before they submit."""
-        if model.signature is not None and version.signature is None:
-            signature = model.signature
-            self._patiently(lambda: self.ledger.set_signature(version.id, signature))
-            self._versions.pop(version.id, None)
-
     def others_go_first(self, queue: str | None) -> bool:
         """Whether messages wait that this worker takes before those of the queue."""
         ahead = queues_before(queue, self._queues)
@@ -205,7 +199,7 @@ class WorkerProcess:
         """Lets jobs wait for what is away; no attempt is counted, and rescue publishes them when they are due."""
         s = self.settings
         why = JobError(code=error.code, message=error.message)
-        given_up = self._patiently(
+        given_up = self.patiently(
             lambda: self.ledger.delay(
                 self.id, jobs, why, longest_seconds=s.longest_pause_seconds, give_up_seconds=s.dependency_wait_seconds
             )
@@ -218,12 +212,12 @@ class WorkerProcess:
     def retry(self, jobs: Sequence[ClaimedJob]) -> None:
         """Lets failed jobs be tried again after a while, as their callers asked."""
         longest = self.settings.longest_pause_seconds
-        self._patiently(lambda: self.ledger.retry(self.id, jobs, longest_seconds=longest))
+        self.patiently(lambda: self.ledger.retry(self.id, jobs, longest_seconds=longest))
         self._let_go(jobs)
 
     def crash(self, jobs: Sequence[ClaimedJob], how: str) -> None:
         """Counts an attempt against jobs that did not end; they are tried again, each alone, or dead."""
-        ends = self._patiently(lambda: self.ledger.crash(self.id, jobs, [new_id() for _ in jobs], how))
+        ends = self.patiently(lambda: self.ledger.crash(self.id, jobs, [new_id() for _ in jobs], how))
         self._let_go(jobs)
         dead = {job_id for job_id, end in ends.items() if end.status is JobStatus.DEAD}
         log.warning("%d jobs %s: %d are tried again, %d dead", len(jobs), how, len(ends) - len(dead), len(dead))
@@ -239,7 +233,7 @@ class WorkerProcess:
     def give_back(self, jobs: Sequence[ClaimedJob]) -> None:
         """Hands jobs of one model and queue to other workers at once; no attempt is counted."""
         page_id = new_id()
-        given = self._patiently(lambda: self.ledger.give_back(self.id, jobs, page_id))
+        given = self.patiently(lambda: self.ledger.give_back(self.id, jobs, page_id))
         self._let_go(jobs)
         if given:
             model_uri, queue, first = jobs[0].model_uri, jobs[0].queue, jobs[0].crashes == 1
@@ -247,7 +241,7 @@ class WorkerProcess:
 
     def pass_on(self, page_id: UUID) -> None:
         """Gives what is still queued of a page a new message, for other workers."""
-        self._publish(self._patiently(lambda: self.ledger.repage([page_id], [new_id()])))
+        self._publish(self.patiently(lambda: self.ledger.repage([page_id], [new_id()])))
 
     def withdrawn(self, jobs: Sequence[ClaimedJob]) -> set[UUID]:
         return self.run(self.ledger.withdrawn([job.id for job in jobs]))
@@ -273,11 +267,6 @@ class WorkerProcess:
         except QueueUnavailable as exc:
             log.warning("%d pages wait for rescue to publish them: %s", len(pages), exc)
 
-    def _version(self, version_id: int) -> ModelVersion:
-        if version_id not in self._versions:
-            self._versions[version_id] = self._patiently(lambda: self.ledger.version(version_id))
-        return self._versions[version_id]
-
     async def _announce(self, ids: set[UUID]) -> None:
         if not ids:
             return
@@ -286,7 +275,7 @@ class WorkerProcess:
         except (RedisError, OSError) as exc:
             log.warning("%d finished jobs were not announced (%s); waiters poll", len(ids), type(exc).__name__)
 
-    def _patiently(self, ask: Callable[[], Coroutine[Any, Any, R]], seconds: float = _PATIENCE_SECONDS) -> R:
+    def patiently(self, ask: Callable[[], Coroutine[Any, Any, R]], seconds: float = _PATIENCE_SECONDS) -> R:
         return self.run(self._patient(ask, seconds))
 
     async def _patient(self, ask: Callable[[], Coroutine[Any, Any, R]], seconds: float = _PATIENCE_SECONDS) -> R:

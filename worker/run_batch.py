@@ -3,7 +3,6 @@
 import logging
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Sequence, Set
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -72,15 +71,9 @@ def run_jobs(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[str]:
 def endings_of(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[Outcome | Setback]:
     """An ending for each of the claimed jobs, which are all of one model; nothing is recorded yet."""
     try:
-        version, tags = process.resolve(jobs[0])
-        with ExitStack() as in_use:
-            using = process.models.use(jobs[0].model_uri, version)
-            if process.models.holds(version):
-                loaded = in_use.enter_context(using)
-            else:
-                loaded = process.load(jobs, lambda: in_use.enter_context(using))
-            process.publish_signature(loaded, version)
-            return predict(Model(loaded, version, tags, process.call, process.references.read), jobs)
+        wanted, tags = process.desk.resolve(jobs[0])
+        with process.serving.use(jobs[0].model_uri, wanted, partial(process.load, jobs)) as loaded:
+            return predict(Model(loaded, loaded.version, tags, process.call, process.references.read), jobs)
     except PyFunQError as exc:
         return [ending(job, exc) for job in jobs]
     except Exception as exc:  # a defect of this program must not leave jobs running for ever

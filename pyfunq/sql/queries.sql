@@ -44,7 +44,7 @@ SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND crashes = 0 AN
 -- takes, $5 bytes) leave much room, further queued jobs of the same model and queue, oldest first. A job whose process
 -- died comes without company.
 WITH model AS MATERIALIZED (
-    SELECT version_id, confidence, timeout_seconds, max_rows, least($4, max_rows) AS cap
+    SELECT version_id, good_version_id, confidence, timeout_seconds, max_rows, least($4, max_rows) AS cap
     FROM (SELECT model_uri FROM job WHERE page_id = $1 AND status = 'queued' LIMIT 1) AS head
     LEFT JOIN resolution USING (model_uri)
 ), own AS MATERIALIZED (
@@ -78,17 +78,18 @@ FROM model
 WHERE id = ANY (ARRAY(SELECT id FROM measured WHERE rows_before < (SELECT cap FROM model) AND bytes_before < $5))
 RETURNING id, attempt, model_uri, queue, rows, input_format, input, params, model.version_id,
           coalesce(model.confidence, false) AS confidence, crashes, delayed_since IS NOT NULL AS delayed, retries,
-          failures, coalesce(job.timeout_seconds, model.timeout_seconds) AS timeout_seconds, model.max_rows
+          failures, coalesce(job.timeout_seconds, model.timeout_seconds) AS timeout_seconds, model.max_rows,
+          model.good_version_id
 
 -- name: get_version
 -- A model version by the ledger's id for it.
 SELECT id, name, version, created_ms, source, run_id, experiment_id, signature FROM model_version WHERE id = $1
 
 -- name: resolution
--- The version that a model URI stands for now, if anyone has resolved it yet.
+-- The version that serves a model URI, if anyone has resolved it yet: a new one serves once a process made it ready.
 SELECT r.confidence, r.timeout_seconds, r.max_rows, r.resolved_at, r.checked_at,
        v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
-FROM resolution r JOIN model_version v ON v.id = r.version_id
+FROM resolution r JOIN model_version v ON v.id = coalesce(r.good_version_id, r.version_id)
 WHERE r.model_uri = $1
 
 -- name: resolutions
@@ -121,9 +122,31 @@ UPDATE resolution SET checked_at = now() WHERE model_uri = ANY ($1::text[])
 -- Forgets a model URI that the registry no longer has: the next job asks the registry.
 DELETE FROM resolution WHERE model_uri = $1
 
--- name: set_signature
--- Keeps a loaded version's signature, so that inputs can be checked at submit.
-UPDATE model_version SET signature = $2 WHERE id = $1 AND signature IS DISTINCT FROM $2
+-- name: made_ready
+-- A process has a version ($2) ready for a model URI ($1). Its signature ($3) is what inputs are checked against from
+-- now on.
+WITH signed AS (UPDATE model_version SET signature = $3::text WHERE id = $2 AND signature IS DISTINCT FROM $3 AND $3 IS NOT NULL)
+UPDATE resolution SET good_version_id = $2
+WHERE model_uri = $1 AND version_id = $2 AND good_version_id IS DISTINCT FROM $2
+
+-- name: asked_models
+-- What model URIs ($1) stand for, and those that operators asked for since $2.
+SELECT model_uri, r.version_id, r.good_version_id, w.asked_at
+FROM (SELECT unnest($1::text[]) AS model_uri UNION SELECT model_uri FROM warm_request WHERE asked_at > $2) AS asked
+LEFT JOIN resolution r USING (model_uri)
+LEFT JOIN (SELECT model_uri, asked_at FROM warm_request WHERE asked_at > $2) AS w USING (model_uri)
+
+-- name: queued_inputs
+-- Some inputs that are queued for a model URI ($1), from the queues ($2) of all lanes.
+SELECT input_format, input FROM job
+WHERE status = 'queued' AND crashes = 0 AND queue = ANY ($2::text[]) AND model_uri = $1 AND octet_length(input) < 1000000
+LIMIT $3
+
+-- name: ended_in_load
+-- Seconds for which a version ($2) is not to be tried on a host ($1), as a process that tried it ended.
+SELECT extract(epoch FROM max(f.next_try_at) - now())::double precision AS seconds
+FROM load_failure f JOIN worker w ON w.id = f.worker_id
+WHERE f.version_id = $2 AND f.reason IS NULL AND w.hostname = $1 AND w.stopped_at IS NOT NULL AND f.next_try_at > now()
 
 -- name: serve
 -- Notes what a worker process ($1) serves a model URI with; `since` moves only when the version does.

@@ -108,11 +108,11 @@ def models(process: WorkerProcess, various_models: list[str]) -> Iterator[list[t
         opened = []
         for uri in various_models:
             job = claimed(uri, [[1.0] * 4], "none", FORMS[0], False)
-            version, _ = process.resolve(job)
+            version = process.desk.resolve(job)[0].version
             opened.append(
                 (
                     uri,
-                    Model(in_use.enter_context(process.models.use(uri, version)), version, ModelTags(confidence=True)),
+                    Model(in_use.enter_context(process.models.use(version)), version, ModelTags(confidence=True)),
                 )
             )
         yield opened

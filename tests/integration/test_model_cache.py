@@ -8,7 +8,6 @@ from uuid import UUID
 import pytest
 
 import worker.loading
-import worker.model_cache
 from pyfunq.client import AsyncClient
 from pyfunq.errors import JobFailed
 from pyfunq.ledger import Ledger
@@ -50,14 +49,14 @@ async def test_the_cache_keeps_its_bounds_and_never_drops_what_is_in_use(
     for uri in ("models:/iris/1", "models:/iris/2", moody_model):
         found = await asyncio.to_thread(process.registry.resolve, parse_model_uri(uri))
         versions[uri] = found.version
-    with process.models.use("models:/iris/1", versions["models:/iris/1"]) as held:
-        with process.models.use("models:/iris/2", versions["models:/iris/2"]):
-            assert len(process.models.loaded()) == 2, "both are in use"
-        assert list(process.models.loaded()) == ["models:/iris/1"]
-        with process.models.use("models:/iris/1", versions["models:/iris/1"]) as again:
+    with process.models.use(versions["models:/iris/1"]) as held:
+        with process.models.use(versions["models:/iris/2"]):
+            assert len(process.models.versions()) == 2, "both are in use"
+        assert process.models.versions() == [versions["models:/iris/1"]]
+        with process.models.use(versions["models:/iris/1"]) as again:
             assert again is held
-    with process.models.use(moody_model, versions[moody_model]):
-        assert list(process.models.loaded()) == [moody_model]
+    with process.models.use(versions[moody_model]):
+        assert process.models.versions() == [versions[moody_model]]
     process.close()
 
 
@@ -66,17 +65,17 @@ async def test_a_version_is_loaded_once_for_all_who_wait_for_it(
 ) -> None:
 
     loads = []
-    real = worker.model_cache.load
+    real = worker.loading.load
 
     def counted(*args: Any) -> Any:
         loads.append(threading.get_ident())
         return real(*args)
 
-    monkeypatch.setattr(worker.model_cache, "load", counted)
+    monkeypatch.setattr(worker.loading, "load", counted)
     version = (await asyncio.to_thread(process.registry.resolve, parse_model_uri("models:/iris/1"))).version
 
     def use() -> UUID:
-        with process.models.use("models:/iris/1", version) as model:
+        with process.models.use(version) as model:
             return id(model)
 
     assert len(set(await asyncio.gather(*(asyncio.to_thread(use) for _ in range(8))))) == 1

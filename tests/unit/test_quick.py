@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -251,7 +252,7 @@ def test_what_a_model_does_to_its_frame_is_not_seen_by_its_scores_nor_by_others(
     ends = []
     for call in (prediction_of(model), lambda frame, params: model.predict(frame, params=params)):
         raw = model.get_raw_model()
-        loaded = LoadedModel(version, model, call, schema, None, raw.predict_proba, 1)
+        loaded = LoadedModel(version, Path(), model.metadata, call, schema, None, raw.predict_proba, 1)
         ends += predict(Model(loaded, version, ModelTags(confidence=True)), [job])
     assert ends[0] == ends[1], "as through MLflow, which gives the model a copy"
     assert split(schema, [[1.0, 2.0]]).columns.name is None
