@@ -73,13 +73,14 @@ class WorkerProcess:
         self.publisher = Publisher(settings.redis)
         self._loop = LoopThread()
         self._stack = AsyncExitStack()
+        started_by = time.monotonic() + _STARTING_SECONDS
         self.patiently(self._open_ledger, _STARTING_SECONDS)
         self._loop.run(self._open())
         self._beating = self._loop.start(self._beat())
         self._watch = Watch(self, self.drain, max_memory_bytes=settings.max_memory_bytes)
-        self._prepare_models()
+        self._prepare_models(started_by)
 
-    def _prepare_models(self) -> None:
+    def _prepare_models(self, started_by: float) -> None:
         s = self.settings
         self.desk = ModelDesk(self, self.registry)
         self.models = ModelCache(
@@ -91,7 +92,7 @@ class WorkerProcess:
         )
         self.serving = Serving(self.models, self.desk, pinned=s.preload)
         self.preparer = Preparer(self.serving, self.models, self.desk, pause_seconds=s.load_failure_seconds)
-        self.preparer.preload(list(s.preload), _STARTING_SECONDS)
+        self.preparer.preload(list(s.preload), started_by - time.monotonic())
         self.preparer.start()
 
     async def _open_ledger(self) -> None:

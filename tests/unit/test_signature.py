@@ -230,3 +230,26 @@ def test_arrow_leaves_out_optional_columns_of_nulls():
 
 def test_a_long_name_is_cut():
     assert len(str(refusal(sig(("a", "double")).check_columns, ["a", "z" * 10_000]))) < 200
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "reason"),
+    [
+        ((("x", "double"),), (("x", "double"),), None),
+        ((("x", "double"), ("y", "long", False)), (("x", "integer"),), None),
+        ((("x", "double"), ("y", "long")), (("x", "double"),), "column 'y' is required and may be missing"),
+        ((("x", "double"),), (("x", "double", False),), "column 'x' is required and may be missing"),
+        ((("x", "double"),), (("x", "double"), ("y", "long")), "column 'y' is not in its signature"),
+        ((("x", "long"),), (("x", "double"),), "it takes column 'x' as integer (long), not number (double)"),
+        ((("x", "array"),), (("x", "array"),), "column 'x' is perhaps of other parts"),
+        (((None, "double"),), ((None, "double"),), None),
+        (((None, "double"),), ((None, "string"),), "its columns have other types"),
+    ],
+)
+def test_whether_inputs_for_one_signature_fit_another(new, old, reason):
+    assert sig(*new).why_not_for(sig(*old)) == reason
+
+
+def test_tensors_are_not_columns():
+    tensors = Signature((), is_tensor=True)
+    assert sig(("x", "double")).why_not_for(tensors) == "only one of them takes tensors"
