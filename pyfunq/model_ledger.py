@@ -101,6 +101,10 @@ class ModelLedger(ABC):
         """Asks all worker processes that run now to have a model URI in memory."""
         await self._execute("ask_to_warm", model_uri)
 
+    async def prune_models(self) -> None:
+        """Forgets what ended processes served, and old failures and requests."""
+        await self._execute("prune_models")
+
 
 def _resolution(row: dict[str, Any]) -> Resolution:
     tags = ModelTags(**{name: row.pop(name) for name in ("confidence", "timeout_seconds", "max_rows")})

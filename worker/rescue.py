@@ -36,6 +36,7 @@ def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescue
     put_back, dead = rescue_crashed(process, publisher)
     expired = process.run(process.ledger.expire())
     process.run(process.ledger.drop_old_keys(older_than_seconds=process.settings.idempotency_seconds))
+    process.run(process.ledger.prune_models())
     pages = due_pages(process)
     pages += lost_pages(process, redis, first=True) + lost_pages(process, redis)
     if pages:

@@ -189,6 +189,14 @@ ORDER BY f.failed_at DESC, f.model_uri, w.hostname, w.pid
 -- name: ask_to_warm
 INSERT INTO warm_request (model_uri) VALUES ($1) ON CONFLICT (model_uri) DO UPDATE SET asked_at = now()
 
+-- name: prune_models
+-- Forgets what ended processes served, failures of a week ago, and what was asked for yesterday.
+WITH failures AS (DELETE FROM load_failure WHERE failed_at < now() - interval '7 days'),
+     requests AS (DELETE FROM warm_request WHERE asked_at < now() - interval '1 day')
+DELETE FROM serving
+WHERE NOT EXISTS (SELECT FROM worker w WHERE w.id = serving.worker_id AND w.stopped_at IS NULL
+                                         AND w.seen_at > now() - interval '1 day')
+
 -- name: finish
 -- Records final statuses and results, each guarded by id, status ($2), attempt and worker; returns what was recorded.
 -- The status is an argument, so that a generic plan cannot take the partial index on running jobs, whose size the

@@ -125,6 +125,8 @@ async def test_what_cannot_be_loaded_is_held_back_until_it_can(
         (tmp_path / "there").touch()
         await eventually("it can be loaded now", lambda: answer.becomes(uri, 300.0))
         await eventually("it says so", lambda: serves(ledger, uri, "2"))
+        await ledger.prune_models()
+        assert await serves(ledger, uri, "2"), "of processes that live nothing is forgotten"
 
 
 async def serves(ledger: Ledger, uri: str, version: str) -> bool:
