@@ -12,7 +12,7 @@ from mlflow.types import Schema
 
 from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotLoadable
-from worker.artifacts import ArtifactStore, size_of
+from worker.artifacts import ArtifactStore, ModelFiles, size_of
 from worker.memory import Growth
 from worker.quick import Predict, prediction_of
 
@@ -69,22 +69,15 @@ class Loader:
         self._store = store
         self._growth = Growth()
 
-    def size_of(self, version: ModelVersion) -> int:
-        """Bytes of the version's files, which are on this host afterwards."""
-        with self._store.open(version) as files:
-            return files.size_bytes
+    def open(self, version: ModelVersion) -> ModelFiles:
+        """Raises ModelNotFound, ModelNotLoadable, and RegistryUnavailable where the files are not here and not to be had."""
+        return self._store.open(version)
 
-    def load(self, version: ModelVersion) -> LoadedModel:
-        """Raises ModelNotLoadable, and RegistryUnavailable where the files are not here and cannot be had."""
-        files = self._store.open(version)
-        try:
-            with self._growth.during(files.size_bytes) as measured:
-                model = load(version, files.path)
-        except BaseException:
-            files.close()
-            raise
+    def load(self, version: ModelVersion, files: ModelFiles) -> LoadedModel:
+        """The files are to be kept open as long as the model is in use. Raises ModelNotLoadable."""
+        with self._growth.during(files.size_bytes) as measured:
+            model = load(version, files.path)
         model.size_bytes = max(model.size_bytes, measured.bytes)
-        model.closing.append(files.close)
         return model
 
 

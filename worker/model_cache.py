@@ -11,6 +11,7 @@ from typing import Protocol
 
 from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotLoadable
+from worker.artifacts import ModelFiles
 from worker.loading import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -19,10 +20,8 @@ Identity = tuple[str, str, int, str]
 
 
 class Loader(Protocol):
-    def size_of(self, version: ModelVersion) -> int:
-        """Bytes that the version takes at least; its files are on this host afterwards."""
-
-    def load(self, version: ModelVersion) -> LoadedModel: ...
+    def open(self, version: ModelVersion) -> ModelFiles: ...
+    def load(self, version: ModelVersion, files: ModelFiles) -> LoadedModel: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +130,7 @@ class ModelCache:
             raise failed.error
         started = time.monotonic()
         try:
-            with self._room_for(version):
-                model = self._loader.load(version)
+            model = self._load_files(version, self._loader.open(version))
         except ModelNotLoadable as exc:
             self._failures[version.identity] = _Failure(exc, time.monotonic() + self._failure_seconds)
             raise
@@ -141,10 +139,19 @@ class ModelCache:
         log.info("loaded %s (%d bytes) in %.2f s", version, model.size_bytes, model.load_seconds)
         return model
 
+    def _load_files(self, version: ModelVersion, files: ModelFiles) -> LoadedModel:
+        try:
+            with self._room_for(version, files.size_bytes):
+                model = self._loader.load(version, files)
+        except BaseException:
+            files.close()
+            raise
+        model.closing.append(files.close)
+        return model
+
     @contextmanager
-    def _room_for(self, version: ModelVersion) -> Iterator[None]:
+    def _room_for(self, version: ModelVersion, size_bytes: int) -> Iterator[None]:
         """Others go before it is loaded, so that not even meanwhile there are more than the bounds allow."""
-        size_bytes = self._loader.size_of(version)
         with self._lock:
             self._reserved[version.identity] = size_bytes
             gone = self._evict()

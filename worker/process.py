@@ -84,7 +84,7 @@ class WorkerProcess:
         s = self.settings
         self.desk = ModelDesk(self, self.registry)
         self.models = ModelCache(
-            Loader(ArtifactStore(s.home / "models", s.mlflow)),
+            Loader(ArtifactStore(s.home / "models", s.mlflow, max_bytes=s.model_disk_bytes)),
             max_count=s.model_cache_count,
             max_bytes=s.model_cache_bytes or cache_share(self._processes),
             failure_seconds=s.load_failure_seconds,

@@ -2,23 +2,28 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 from mlflow.pyfunc import PythonModel
 
 from pyfunq.client import AsyncClient
+from pyfunq.entries import ModelVersion
 from pyfunq.ids import new_id
 from pyfunq.job import JobStatus, Lane
 from pyfunq.lanes import queues_of
 from pyfunq.ledger import Ledger
+from pyfunq.model_uri import parse_model_uri
 from pyfunq.settings import Settings
-from tests.conftest import RegisterModel
+from tests.conftest import RegisterModel, Servers
+from tests.integration.mlflow_proxy import Proxy
 from worker.page_run import run_page
 from worker.process import WorkerProcess
+from worker.registry import Registry
 
 IRIS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
 SETOSA, VIRGINICA = [5.1, 3.5, 1.4, 0.2], [6.3, 2.9, 5.6, 1.8]
@@ -84,3 +89,39 @@ class Moody(PythonModel):
 def moody_model(register: RegisterModel) -> str:
     register("moody", Moody(), None)
     return "models:/moody/1"
+
+
+@pytest.fixture
+def proxy(servers: Servers) -> Iterator[Proxy]:
+    """Before the session's MLflow server."""
+    proxy = Proxy(servers.mlflow)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(scope="session")
+def resolve(servers: Servers) -> Callable[[str], ModelVersion]:
+    registry = Registry(servers.mlflow)
+    return lambda uri: registry.resolve(parse_model_uri(uri)).version
+
+
+@pytest.fixture(scope="session")
+def create_version(servers: Servers) -> Callable[[str, str], None]:
+    """Makes another version, with the files of a logged model: `create_version(name, "models:/m-...")`."""
+    client = MlflowClient(servers.mlflow, servers.mlflow)
+    return lambda name, source: client.create_model_version(name, source, model_id=source.removeprefix("models:/"))
+
+
+@pytest.fixture(scope="session")
+def versions(
+    servers: Servers,
+    moody_model: str,
+    resolve: Callable[[str], ModelVersion],
+    create_version: Callable[[str, str], None],
+) -> list[ModelVersion]:
+    """Twelve versions of the model `shelf`, a real one, which all have the same files."""
+    source = resolve(moody_model).source
+    MlflowClient(servers.mlflow, servers.mlflow).create_registered_model("shelf")
+    for _ in range(12):
+        create_version("shelf", source)
+    return [resolve(f"models:/shelf/{n}") for n in range(1, 13)]
