@@ -76,16 +76,13 @@ def encode_input(
 
 
 def encode_params(params: Mapping[str, Any] | None) -> bytes | None:
-    """The canonical JSON of `params`, an object of scalars and lists; None where there are none."""
+    """The canonical JSON of `params`, an object; None where there are none."""
     if params is not None and not isinstance(params, Mapping):
         raise InvalidInput(f"params must be an object, got {type(params).__name__}", field="params")
     if not params:
         return None
     plain = dict(params)
     check_json(plain, "params")
-    for name, value in plain.items():
-        if _holds_object(value):
-            raise InvalidInput(f"params: {shown_name(name)} must be a scalar or a list", field="params")
     return _dumps(plain, "params", orjson.OPT_SORT_KEYS)
 
 
@@ -200,7 +197,12 @@ def _encode_json(inputs: Mapping[str, Any], signature: Signature | None, params:
     form, value = given[0], inputs[given[0]]
     if form == "dataframe_split":
         return _encode_split(*_split_parts(value), signature, params)
-    if form == "dataframe_records" or (form == "instances" and _are_records(value) and not _is_tensor(signature)):
+    if form != "inputs" and signature is not None and signature.takes_objects and _are_records(value):
+        return _encode_tensor("inputs", value, signature, params)
+    is_table = form == "instances" and _are_records(value) and not _is_tensor(signature)
+    if is_table and signature is None and _differ(value):
+        is_table = False  # a row may be an object of the model's own, which can lack what others have
+    if form == "dataframe_records" or is_table:
         return _encode_split(*_record_parts(value, form), signature, params)
     columnar = signature is not None and not signature.is_tensor and not signature.has_nested
     if form == "inputs" and columnar and isinstance(value, dict):
@@ -294,7 +296,7 @@ def _encode_tensor(form: str, value: Any, signature: Signature | None, params: b
         rows = len(value)
         if not nested:
             _check_even(value, form)
-            if any(isinstance(row, dict) for row in value):
+            if any(isinstance(row, dict) for row in value) and not (signature is None and _differ(value)):
                 _record_parts(value, form)
         if signature is not None and not signature.is_tensor and not nested:
             _check_positional(value, form, signature)
@@ -445,16 +447,17 @@ def _are_records(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], dict)
 
 
+def _differ(records: Sequence[Any]) -> bool:
+    """Whether all are objects, but not all with the same keys."""
+    return all(isinstance(record, dict) for record in records) and len({frozenset(record) for record in records}) > 1
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
 def _is_tensor(signature: Signature | None) -> bool:
     return signature is not None and signature.is_tensor
-
-
-def _holds_object(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list | tuple) and any(map(_holds_object, value)))
 
 
 def _too_deep(place: str) -> InvalidInput:

@@ -144,13 +144,18 @@ class Signature:
         nested = [name for name, column in self.by_name.items() if not column.is_scalar]
         return f"{_several(nested)} perhaps of other parts" if nested else None
 
+    @cached_property
+    def takes_objects(self) -> bool:
+        """Whether a row is one object, as of a model whose `predict` has a type hint `list[<a pydantic class>]`."""
+        return len(self.columns) == 1 and not self.by_name and self.columns[0].type in ("object", "map")
+
     def check_columns(self, names: Sequence[str]) -> None:
         """The columns of an input: all that are required, none that the signature lacks, none twice."""
         given = set(names)
         if len(given) != len(names):
             twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
             raise InvalidInput(f"{_several(twice)} given more than once", field=twice[0])
-        if self.is_tensor:
+        if self.is_tensor or self.takes_objects:
             return
         if not self.by_name:
             if len(names) != len(self.columns):

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from mlflow.types import DataType
-from mlflow.types.schema import Array, Map, Object
+from mlflow.types import DataType, Schema
 
 from pyfunq.errors import InvalidInput
+from worker.nested import nested
 
 Name = str | int
 Vector = np.ndarray[Any, np.dtype[Any]]
@@ -120,7 +120,7 @@ def cast(values: Sequence[Any], target: Target, field: Name) -> Any:
             return _datetimes(values, target, field)
         case "object":
             if target.nested is not None:
-                values = [_nested(value, target.nested) for value in values]
+                values = _nested(values, target, field)
             return pd.Series(values, dtype=object)
 
 
@@ -178,18 +178,13 @@ def _parse_times(values: list[str]) -> pd.DatetimeIndex:
         return pd.DatetimeIndex([pd.NaT if v == "NaT" else datetime.fromisoformat(v) for v in values])
 
 
-def _nested(value: Any, type_: Any) -> Any:
-    """JSON writes 2.0 as 2 at will, and MLflow takes no integers for the doubles of an array or object."""
-    if type_ in (DataType.double, DataType.float):
-        return float(value) if type(value) is int else value
-    if isinstance(type_, Array) and isinstance(value, list):
-        return [_nested(item, type_.dtype) for item in value]
-    if isinstance(type_, Map) and isinstance(value, dict):
-        return {key: _nested(item, type_.value_type) for key, item in value.items()}
-    if isinstance(type_, Object) and isinstance(value, dict):
-        types = {known.name: known.dtype for known in type_.properties}
-        return {key: _nested(item, types.get(key)) for key, item in value.items()}
-    return value
+def _nested(values: Sequence[Any], target: Target, field: Name) -> list[Any]:
+    def refuse(place: str, expected: str, found: str) -> NoReturn:
+        # The column of a signature without names has a number, which says nothing to whoever gave objects.
+        where = f"{field}{place}" if isinstance(field, str) else place.lstrip(".") or str(field)
+        _refuse(target._replace(name=expected), where, found)
+
+    return [nested(value, target.nested, refuse) for value in values]
 
 
 def check_types(types: set[type], allowed: set[type], target: Target, field: Name) -> None:
@@ -199,6 +194,17 @@ def check_types(types: set[type], allowed: set[type], target: Target, field: Nam
 
 def _refuse(target: Target, field: Name, found: str) -> NoReturn:
     raise InvalidInput(f"column {listed([field])}: expected {target.name}, found {found}", field=str(field))
+
+
+def check_named(names: Sequence[Name], schema: Schema) -> None:
+    """Raises InvalidInput where a schema with names requires others, or knows some not."""
+    missing = [spec.name for spec in schema.inputs if spec.required and spec.name not in names]
+    known = set(schema.input_names())
+    extra = [name for name in names if name not in known]
+    if missing or extra:
+        said = [f"missing columns: {listed(missing)}"] if missing else []
+        said += [f"columns that the model does not take: {listed(extra)}"] if extra else []
+        raise InvalidInput("; ".join(said), field=str((missing or extra)[0]))
 
 
 def listed(names: Sequence[Name]) -> str:
@@ -245,6 +251,11 @@ def _is_number(type_: pa.DataType) -> bool:
 
 def _is_text(type_: pa.DataType) -> bool:
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def is_list(type_: pa.DataType) -> bool:
+    is_sized = pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+    return bool(pa.types.is_list(type_) or is_sized)
 
 
 def _is_binary(type_: pa.DataType) -> bool:

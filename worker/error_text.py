@@ -15,12 +15,17 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+from mlflow.exceptions import MlflowException
 
 MAX_LENGTH = 500
 HIDDEN = "…"
 
 _MAX_READ = 20_000
 _MLFLOW_DATA = re.compile(r"of data '.*' with schema", re.DOTALL)
+_HINTED = ("Failed to validate data against type hint", "Failed to validate the input data against the type hint")
+# Within a `repr`, so that what was a line break is two characters.
+_HINTED_FIELD = re.compile(r"\\n([\w.]+)\\n  (.*?) \[type=")
+_HINTED_TYPE = re.compile(r"Expected (?:type )?\w+, but got \w+")
 _WORD = re.compile(r"\w{3,}")
 _SHORT_QUOTED = re.compile(r"(['\"])([^'\"]{1,2})(?=\1)")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d")
@@ -39,6 +44,8 @@ def model_error_text(exc: BaseException, inputs: Sequence[tuple[str, bytes | pa.
     translated) cannot be known here and is not hidden.
     """
     message = _MLFLOW_DATA.sub("with schema", _message(exc))
+    if message.startswith(_HINTED):
+        message = _hinted(message)
     if len(message) > _MAX_READ:
         message = message[:_MAX_READ] + "..."
     texts, numbers = _values(inputs)
@@ -47,6 +54,20 @@ def model_error_text(exc: BaseException, inputs: Sequence[tuple[str, bytes | pa.
     message = "".join(c if c.isprintable() else " " for c in message)
     text = f"{type(exc).__name__}: {message}" if message else type(exc).__name__
     return text if len(text) <= MAX_LENGTH else text[: MAX_LENGTH - 1] + "…"
+
+
+def is_refusal(exc: BaseException) -> bool:
+    """Whether MLflow found that the input is not of the model's signature or type hint, before the model saw it."""
+    if not isinstance(exc, MlflowException):
+        return False
+    return getattr(exc, "error_class", None) == "SCHEMA_ENFORCEMENT_FAILED" or _message(exc).startswith(_HINTED)
+
+
+def _hinted(message: str) -> str:
+    """Which fields of which type hint are wrong, without the input that MLflow tells beside each."""
+    head = message.partition(", invalid elements:")[0].partition(". Error:")[0]
+    wrong = [f"{field}: {text}" for field, text in _HINTED_FIELD.findall(message)] or _HINTED_TYPE.findall(message)
+    return f"{head}: {'; '.join(dict.fromkeys(wrong))}" if wrong else message
 
 
 def _message(exc: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import chain
 from types import NoneType
 from typing import Any, NamedTuple
@@ -15,22 +15,11 @@ from mlflow.types import DataType, Schema
 from mlflow.types.schema import AnyType
 
 from pyfunq.errors import InvalidInput
-from worker.columns import (
-    OBJECT,
-    Name,
-    Target,
-    Vector,
-    alone,
-    cast,
-    cast_arrow,
-    check_types,
-    column_target,
-    listed,
-    tensor_target,
-)
+from worker.columns import Name, Target, alone, cast, cast_arrow, check_named, column_target, listed
+from worker.nested import as_objects, takes_objects
+from worker.tensors import Arrays, Tensors, columns_key, table_key, tensor_key, tensors_of_columns, tensors_of_rows
 
-Frame = pd.DataFrame | Vector | dict[str, Vector]
-Tensors = list[Any] | dict[str, list[Any]]
+Frame = pd.DataFrame | Arrays
 Columns = tuple[list[Name], list[Sequence[Any]]]
 
 _DATA = b',"data":'
@@ -66,9 +55,15 @@ def read_input(format: str, payload: bytes, schema: Schema | None) -> Input:
         return table_input(_read_arrow(payload), schema)
     if format == "split":
         names, rows = _read_split(payload)
+        if schema is not None and takes_objects(schema):
+            objects = as_objects(names, _transposed(names, rows), schema)
+            return Input(("split objects",), ([0], [[one] for one in objects]))
         return Input(("split", tuple(names), _kinds(names, _transposed(names, rows), schema)), (names, rows))
     tensors = _read_tensor(payload, schema)
-    return Input(_tensor_key(tensors, schema), tensors)
+    if schema is None or schema.is_tensor_spec():
+        return Input(tensor_key(tensors, schema), tensors)
+    taken, columns = _tensor_columns(tensors, schema)
+    return Input(("tensor columns", tuple(taken), _kinds(taken, columns, schema)), tensors)
 
 
 def table_input(table: pa.Table, schema: Schema | None) -> Input:
@@ -76,24 +71,12 @@ def table_input(table: pa.Table, schema: Schema | None) -> Input:
     return Input(_arrow_key(table, schema), table)
 
 
-def _tensor_key(tensors: Tensors, schema: Schema | None) -> Hashable:
-    if schema is None or schema.is_tensor_spec():
-        arrays = {name: _array(rows, None, name) for name, rows in _named(tensors).items()}
-        # Numbers are cast to the schema's type, whatever they came as.
-        is_cast = schema is not None and all(spec.type.kind in "biuf" for spec in schema.inputs)
-        kinds = {name: "" if is_cast else array.dtype.kind for name, array in arrays.items()}
-        shapes = tuple((name, array.shape[1:], kinds[name]) for name, array in arrays.items())
-        return ("tensor", isinstance(tensors, dict), shapes)
-    names, columns = _tensor_columns(tensors, schema)
-    return ("tensor columns", tuple(names), _kinds(names, columns, schema))
-
-
 def build_frame(format: str, contents: Sequence[Any], schema: Schema | None) -> Frame:
     """One frame with the rows of all inputs in order; `contents` are theirs, of inputs whose keys are equal.
 
-    `split` and `arrow` give a DataFrame. `tensor` gives an ndarray or a dict of them, but a DataFrame where
-    the signature is of columns. With a schema the columns come in its order and in its types. Raises
-    InvalidInput, which names the column and the expected type, where a value cannot have it.
+    A tensor signature gives an ndarray or a dict of them, one of columns a DataFrame; without a signature `split`
+    and `arrow` give a DataFrame, and `tensor` arrays. With a schema the columns come in its order and in its
+    types. Raises InvalidInput, which names the column and the expected type, where a value cannot have it.
     """
     if format in ("arrow", "reference"):
         return _arrow_frame(pa.concat_tables(contents), schema)
@@ -103,7 +86,7 @@ def build_frame(format: str, contents: Sequence[Any], schema: Schema | None) -> 
         frame = _frame_of_doubles(names, rows, schema)
         return _frame(names, _transposed(names, rows), schema) if frame is None else frame
     if schema is None or schema.is_tensor_spec():
-        return _tensors(contents, schema)
+        return tensors_of_rows(contents, schema)
     parts = [_tensor_columns(part, schema) for part in contents]
     return _frame(parts[0][0], _join([columns for _, columns in parts]), schema)
 
@@ -143,7 +126,7 @@ def _read_alike(payloads: Sequence[bytes], schema: Schema | None) -> list[Input]
     Names are read once, and types are looked at by column.
     """
     head = payloads[0][: payloads[0].find(_DATA) + len(_DATA)]
-    if len(payloads) == 1 or not all(payload.startswith(head) for payload in payloads):
+    if len(payloads) == 1 or takes_objects(schema) or not all(payload.startswith(head) for payload in payloads):
         return None
     try:
         names = _read_split(head + b"[]}")[0]
@@ -190,13 +173,16 @@ def _read_arrow(payload: bytes) -> pa.Table:
 def _read_tensor(payload: bytes, schema: Schema | None) -> Tensors:
     """Rows, or a list of rows for each name; a list of records is turned into the latter, as MLflow does.
 
-    A scalar is one row; so is an object without lists, or for a signature with nested types.
+    A scalar is one row; so is an object without lists, or for a signature with nested types. Where the rows are
+    themselves objects or lists, that is for a signature of one nested type without a name, they stay as they are.
     """
     body = _load(payload)
     if body.keys() not in ({"instances"}, {"inputs"}):
         raise InvalidInput("expected instances or inputs")
     (tensors,) = body.values()
     is_nested = schema is not None and not schema.is_tensor_spec() and _has_nested(schema)
+    if schema is not None and is_nested and not schema.has_input_names() and len(schema.inputs) == 1:
+        return tensors if isinstance(tensors, list) else [tensors]
     if isinstance(tensors, dict):
         if is_nested or not any(isinstance(values, list) for values in tensors.values()):
             return {name: [value] for name, value in tensors.items()}
@@ -225,12 +211,12 @@ def _kinds(names: Sequence[Name], columns: Sequence[Sequence[Any]], schema: Sche
     """What, beside its name, decides a column's dtype.
 
     With a schema the dtype is fixed, and so nothing, but for these: MLflow leaves the type of AnyType columns
-    to pandas, booleans with nulls stay objects, and a tensor signature takes lists and scalars as columns.
+    to pandas, and booleans with nulls stay objects. For a tensor signature see `columns_key`.
     """
     if schema is None:
         return tuple([alone(values).name for values in columns])
     if schema.is_tensor_spec():
-        return tuple(list in set(map(type, values)) for values in columns)
+        return columns_key(columns, schema)
     return tuple((place, alone(columns[place]).name) for place in _sensitive(names, schema))
 
 
@@ -247,23 +233,11 @@ def _plan(names: Sequence[Name], schema: Schema) -> list[tuple[int, Name, Target
     specs = schema.inputs
     types = [column_target(spec.type) for spec in specs]
     if schema.has_input_names():
-        wanted = [spec.name for spec in specs]
-        missing = [spec.name for spec in specs if spec.required and spec.name not in names]
-        extra = [name for name in names if name not in set(wanted)]
-        if missing or extra:
-            said = [f"missing columns: {listed(missing)}"] if missing else []
-            said += [f"columns that the model does not take: {listed(extra)}"] if extra else []
-            raise InvalidInput("; ".join(said), field=str((missing or extra)[0]))
+        wanted = schema.input_names()
+        check_named(names, schema)
         places = {name: place for place, name in enumerate(names)}
         return [(places[name], name, t) for name, t in zip(wanted, types, strict=True) if name in places]
-    if schema.is_tensor_spec():
-        shape = specs[0].shape
-        expected = shape[1] if len(shape) == 2 and shape[1] != -1 else len(names)
-        types = types[:1] * len(names)
-        # One column of lists can hold the rows of any shape.
-        expected = len(names) if len(names) == 1 else expected
-    else:
-        expected = len(types)
+    expected = len(types)
     if len(names) != expected:
         raise InvalidInput(f"the model takes {expected} columns, not {len(names)}")
     return [(place, name, t) for place, (name, t) in enumerate(zip(names, types, strict=True))]
@@ -278,19 +252,14 @@ def _join(parts: Sequence[Sequence[Sequence[Any]]]) -> list[Sequence[Any]]:
     return [list(chain.from_iterable(columns)) for columns in zip(*parts, strict=True)]
 
 
-def _frame(names: Sequence[Name], columns: Sequence[Sequence[Any]], schema: Schema | None) -> pd.DataFrame:
+def _frame(names: Sequence[Name], columns: Sequence[Sequence[Any]], schema: Schema | None) -> Frame:
     if schema is None:
         plan = [(place, name, alone(columns[place])) for place, name in enumerate(names)]
+    elif schema.is_tensor_spec():
+        return tensors_of_columns(names, columns, schema)
     else:
         plan = _plan(names, schema)
-    is_tensor = schema is not None and schema.is_tensor_spec()
-    data = {}
-    for place, name, target in plan:
-        values = columns[place]
-        if is_tensor and values and isinstance(values[0], list):
-            target = OBJECT
-        data[name] = cast(values, target, name)
-    return pd.DataFrame(data, copy=False)
+    return pd.DataFrame({name: cast(columns[place], target, name) for place, name, target in plan}, copy=False)
 
 
 _DOUBLES: dict[int, tuple[Schema, list[Name], pd.Index]] = {}
@@ -341,7 +310,9 @@ def _arrow_key(table: pa.Table, schema: Schema | None) -> Hashable:
     """The Arrow schema and, where pandas would take another dtype for it, which columns hold nulls."""
     places = list(range(table.num_columns))
     if schema is not None:
-        places = [] if schema.is_tensor_spec() else _sensitive(table.column_names, schema)
+        if schema.is_tensor_spec():
+            return ("arrow", table.schema, table_key(table, schema))
+        places = _sensitive(table.column_names, schema)
     facts: list[Hashable] = []
     for column in map(table.column, places):
         categories = None
@@ -352,10 +323,15 @@ def _arrow_key(table: pa.Table, schema: Schema | None) -> Hashable:
     return ("arrow", table.schema, tuple(facts))
 
 
-def _arrow_frame(table: pa.Table, schema: Schema | None) -> pd.DataFrame:
+def _arrow_frame(table: pa.Table, schema: Schema | None) -> Frame:
     if schema is None:
         frame: pd.DataFrame = table.unify_dictionaries().to_pandas()
         return frame
+    if schema.is_tensor_spec():
+        return tensors_of_columns(table.column_names, table.columns, schema)
+    if takes_objects(schema):
+        objects = as_objects(table.column_names, [column.to_pylist() for column in table.columns], schema)
+        return _frame([0], [objects], schema)
     plan = _plan(table.column_names, schema)
     return pd.DataFrame(
         {name: cast_arrow(table.column(place), target, name) for place, name, target in plan}, copy=False
@@ -363,66 +339,6 @@ def _arrow_frame(table: pa.Table, schema: Schema | None) -> pd.DataFrame:
 
 
 # Tensors.
-
-
-def _named(tensors: Tensors) -> Mapping[str, list[Any]]:
-    return tensors if isinstance(tensors, dict) else {"inputs": tensors}
-
-
-def _tensors(parts: Sequence[Tensors], schema: Schema | None) -> Frame:
-    named = [_named(part) for part in parts]
-    rows = {name: list(chain.from_iterable(part[name] for part in named)) for name in named[0]}
-    is_dict = isinstance(parts[0], dict)
-    if schema is None:
-        arrays = {name: _array(values, None, name) for name, values in rows.items()}
-    elif schema.has_input_names():
-        if not is_dict and len(schema.inputs) == 1:
-            rows, is_dict = {schema.inputs[0].name: rows["inputs"]}, True
-        if not is_dict:
-            raise InvalidInput(f"the model takes inputs by name: {listed(schema.input_names())}")
-        specs = {spec.name: spec for spec in schema.inputs}
-        arrays = {
-            str(name): _spec_array(rows[str(name)], specs[name], name) for _, name, _ in _plan(list(rows), schema)
-        }
-    else:
-        if is_dict:
-            raise InvalidInput("the model takes one list of inputs, without names")
-        arrays = {"inputs": _spec_array(rows["inputs"], schema.inputs[0], "inputs")}
-    return arrays if is_dict else arrays["inputs"]
-
-
-def _spec_array(rows: list[Any], spec: Any, field: Name) -> Vector:
-    array = _array(rows, tensor_target(spec.type), field)
-    expected = tuple(spec.shape)
-    if expected == (-1,) and spec.type.kind == "O":
-        return array
-    if len(expected) != array.ndim or any(e not in (-1, a) for e, a in zip(expected, array.shape, strict=True)):
-        raise InvalidInput(
-            f"input {listed([field])}: expected the shape {expected}, found {array.shape}", field=str(field)
-        )
-    return array
-
-
-def _array(rows: list[Any], target: Target | None, field: Name) -> Vector:
-    try:
-        cells = np.array(rows, dtype=object)
-    except ValueError as error:
-        raise InvalidInput(f"input {listed([field])}: its rows differ in shape", field=str(field)) from error
-    flat = cells.ravel().tolist()
-    types = set(map(type, flat))
-    if target is not None and target.kind == "object":
-        return cells
-    if list in types or dict in types:
-        raise InvalidInput(f"input {listed([field])}: its rows differ in shape, or hold objects", field=str(field))
-    target = target or alone(flat)
-    if target.kind == "object":
-        return cells
-    if target.kind == "text":
-        check_types(types, {str, NoneType}, target, field)
-        return np.array(flat, dtype=object if NoneType in types else np.str_).reshape(cells.shape)
-    if target.kind == "bool":
-        check_types(types, {bool}, target, field)
-    return np.asarray(cast(flat, target, field)).reshape(cells.shape)
 
 
 def _tensor_columns(tensors: Tensors, schema: Schema) -> Columns:

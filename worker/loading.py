@@ -14,7 +14,7 @@ from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotLoadable
 from worker.artifacts import ArtifactStore, ModelFiles, size_of
 from worker.memory import Growth
-from worker.quick import Predict, prediction_of
+from worker.quick import Predict, answers_by_name, prediction_of
 
 
 @dataclass(slots=True)
@@ -31,6 +31,8 @@ class LoadedModel:
     predict_proba: Callable[[Any], Any] | None
     size_bytes: int
     """Of memory, as far as that could be measured; at least what its files have."""
+    answers_by_name: bool = False
+    """Whether each of its named outputs has an entry a row."""
     load_seconds: float = 0.0
     users: int = field(default=0, compare=False)
     closing: list[Callable[[], None]] = field(default_factory=list, compare=False)
@@ -59,6 +61,7 @@ def load(version: ModelVersion, path: Path) -> LoadedModel:
         signature=orjson.dumps(schema.to_dict()).decode() if schema is not None else None,
         predict_proba=_predict_proba(model),
         size_bytes=size_of(path),
+        answers_by_name=answers_by_name(model),
     )
 
 
@@ -70,7 +73,7 @@ class Loader:
         self._growth = Growth()
 
     def open(self, version: ModelVersion) -> ModelFiles:
-        """Raises ModelNotFound, ModelNotLoadable, and RegistryUnavailable where the files are not here and not to be had."""
+        """Raises ModelNotFound, ModelNotLoadable, and RegistryUnavailable where the files cannot be had now."""
         return self._store.open(version)
 
     def load(self, version: ModelVersion, files: ModelFiles) -> LoadedModel:

@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 import pandas as pd
 import pyarrow as pa
+from pydantic import BaseModel
 
 from pyfunq.errors import InvalidOutput
 from pyfunq.results import KIND, NAME
@@ -26,15 +27,19 @@ _PLAIN = {str, float, bool, type(None)}
 _LIST_TYPES = {bool, int, float, str, bytes}
 
 
-def split_output(output: Any, rows: Sequence[int]) -> list[Any] | None:
+def split_output(output: Any, rows: Sequence[int], *, by_name: bool = False) -> list[Any] | None:
     """Each job's slice of an output, of the same type; `rows` are the jobs' numbers of rows.
 
-    None where the output does not have one entry a row (scalars, dicts, tuples, generators), or where that is
-    in doubt: a list of as many arrays as rows, each as long, is what multi-output classifiers return as well.
+    `by_name` says that the values of a dict are known to have one entry a row. None where the output does not have
+    one entry a row (scalars, dicts, tuples, generators), or where that is in doubt: a list of as many arrays as
+    rows, each as long, is what multi-output classifiers return as well.
     """
+    total = sum(rows)
+    if by_name and isinstance(output, dict) and output and all(_is_array_of(v, total) for v in output.values()):
+        named = {name: split_output(values, rows) for name, values in output.items()}
+        return [{name: parts[i] for name, parts in named.items() if parts is not None} for i in range(len(rows))]
     if not isinstance(output, np.ndarray | pd.Series | pd.DataFrame | list):
         return None
-    total = sum(rows)
     if (isinstance(output, np.ndarray) and output.ndim == 0) or len(output) != total:
         return None
     if isinstance(output, list) and total and all(_is_array_of(item, total) for item in output):
@@ -219,7 +224,7 @@ def _plain(value: Any, depth: int) -> Any:
         return _integer(int(value))
     if isinstance(value, pd.api.extensions.ExtensionArray | pd.Index) and not isinstance(value, pd.arrays.SparseArray):
         return _items(value.tolist(), depth + 1)
-    return _scalar(value)
+    return _scalar(value, depth)
 
 
 def _integer(value: int) -> int:
@@ -228,7 +233,7 @@ def _integer(value: int) -> int:
     return value
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: Any, depth: int) -> Any:
     match value:
         case np.datetime64() | np.timedelta64():
             return _times(np.asarray(value))
@@ -246,6 +251,8 @@ def _scalar(value: Any) -> Any:
             return value.isoformat()
         case Decimal():
             return str(value) if value.is_finite() else None
+        case BaseModel():
+            return _mapping(value.model_dump(), depth + 1)
     raise _UnfitError(_type_name(value))
 
 

@@ -63,3 +63,11 @@ def _is_of_numbers(schema: Schema) -> bool:
 
 def _is(frame: Any, names: list[str], dtypes: list[np.dtype[Any]]) -> bool:
     return type(frame) is pd.DataFrame and list(frame.columns) == names and list(frame.dtypes) == dtypes
+
+
+def answers_by_name(model: Any) -> bool:
+    """Whether each of its named outputs has an entry a row: those of an ONNX graph for any number of rows."""
+    if not isinstance(model, PyFuncModel) or model.loader_module != "mlflow.onnx":
+        return False
+    outputs = model._model_impl.rt.get_outputs()
+    return all(output.shape and not isinstance(output.shape[0], int) for output in outputs)

@@ -11,13 +11,14 @@ from uuid import UUID
 import orjson
 
 from pyfunq.entries import ClaimedJob, ModelTags, ModelVersion, Outcome
-from pyfunq.errors import ModelDependencyUnavailable, ModelRaised, PyFunQError, TimedOut
+from pyfunq.errors import InvalidInput, ModelDependencyUnavailable, ModelRaised, PyFunQError, TimedOut
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.input_roots import InputRoots
 from pyfunq.job import JobError, JobStatus
-from worker.error_text import model_error_text
+from worker.error_text import is_refusal, model_error_text
 from worker.frames import Input, build_frame, read_inputs, table_input
 from worker.loading import LoadedModel
+from worker.params import check_params
 from worker.predictions import encode_each, encode_output, split_output
 from worker.process import WorkerProcess
 from worker.references import ReferenceReader
@@ -125,6 +126,11 @@ def predict(model: Model, jobs: Sequence[ClaimedJob]) -> list[Outcome | Setback]
     endings: list[Outcome | Setback] = []
     groups: dict[Hashable, list[Ready]] = {}
     for (input_format, params), several in alike.items():
+        try:
+            _check_params(model, params)
+        except InvalidInput as exc:
+            endings.extend(ending(job, exc, model.version) for job in several)
+            continue
         for job, read in zip(several, _read(model, input_format, several), strict=True):
             if isinstance(read, PyFunQError):
                 endings.append(ending(job, read, model.version))
@@ -136,6 +142,11 @@ def predict(model: Model, jobs: Sequence[ClaimedJob]) -> list[Outcome | Setback]
         for part in _calls(group, model.tags.max_rows):
             endings.extend(_predict_group(model, part))
     return endings
+
+
+def _check_params(model: Model, params: bytes | None) -> None:
+    if params:
+        check_params(orjson.loads(params), model.loaded.metadata.get_params_schema())
 
 
 def _calls(group: list[Ready], max_rows: int | None) -> Iterator[list[Ready]]:
@@ -204,7 +215,7 @@ def _predict_together(model: Model, group: Sequence[Ready]) -> list[Outcome | Se
             Outcome(job, JobStatus.SUCCEEDED, model.version.id, "json", result, score)
             for job, result, score in zip(jobs, results, scores, strict=True)
         ]
-    parts = split_output(output, rows)
+    parts = split_output(output, rows, by_name=isinstance(output, dict) and model.loaded.answers_by_name)
     if parts is None:
         if len(group) > 1:
             return [end for ready in group for end in _predict_group(model, [ready])]
@@ -226,7 +237,9 @@ def _call(model: Model, group: Sequence[Ready], frame: Any) -> Any:
         if len(jobs) > 1:  # it is asked again, in halves, before anyone is told
             raise ModelRaised from exc
         input_ = group[0].content if jobs[0].input_format in _ARROW else jobs[0].input
-        raise ModelRaised(model_error_text(exc, [(jobs[0].input_format, input_)])) from exc
+        told = [(jobs[0].input_format, input_), ("params", jobs[0].params or b"{}")]
+        text = model_error_text(exc, told)
+        raise (InvalidInput(text) if is_refusal(exc) else ModelRaised(text)) from exc
 
 
 def _scores(model: Model) -> Callable[[Any], Any] | None:

@@ -7,12 +7,15 @@ import numpy as np
 import orjson
 import pandas as pd
 import pyarrow as pa
+import pydantic
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import _validate_prediction_input
 from mlflow.types import ColSpec, Schema
+from mlflow.types.type_hints import _validate_data_against_type_hint
 from sklearn.linear_model import LinearRegression
 
-from worker.error_text import model_error_text
+from worker.error_text import is_refusal, model_error_text
 
 
 def split(*rows: list[Any]) -> list[tuple[str, bytes]]:
@@ -105,3 +108,48 @@ def test_an_exception_that_cannot_be_shown() -> None:
 def test_absurd_numbers_in_a_message_do_no_harm() -> None:
     text = "1e999 " + "9" * 400 + " 1e-999 -3. ٣"
     assert model_error_text(ValueError(text), split([2, 1.5])) == f"ValueError: {text}"
+
+
+class Town(pydantic.BaseModel):
+    name: str
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    height: float
+    town: Town | None = None
+
+
+@pytest.mark.parametrize(
+    ("rows", "hint", "said"),
+    [
+        ([{"name": "se'cret"}] * 2, list[Person], "`list[Person]`: height: Field required"),
+        (
+            [{"height": "9876", "town": {"name": 9876}}],
+            list[Person],
+            "`list[Person]`: name: Field required; height: Input should be a valid number; "
+            "town.name: Input should be a valid string",
+        ),
+        (["secret", 9876], list[str], "`list[str]`: Expected type str, but got int"),
+    ],
+)
+def test_a_type_hint_that_the_input_does_not_fit(rows: list[Any], hint: Any, said: str) -> None:
+    exc = raised(_validate_data_against_type_hint, rows, hint)
+    text = model_error_text(exc, [("tensor", orjson.dumps({"inputs": rows}))])
+    assert text == f"MlflowException: Failed to validate data against type hint {said}"
+    assert is_refusal(exc)
+
+
+def test_what_is_refused_before_the_model_sees_it() -> None:
+    schema = Schema([ColSpec("double", "a")])
+    refused = raised(_validate_prediction_input, pd.DataFrame({"b": ["secret"]}), None, schema, None)
+    assert is_refusal(refused)
+    assert not is_refusal(MlflowException("secret"))
+    assert not is_refusal(ValueError("Failed to validate data against type hint"))
+
+
+def test_params_are_hidden_like_inputs() -> None:
+    exc = ValueError("no user secret-name, level 9876")
+    assert (
+        model_error_text(exc, [("params", b'{"user":"secret-name","level":9876}')]) == "ValueError: no user …, level …"
+    )

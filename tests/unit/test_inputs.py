@@ -302,6 +302,7 @@ def test_params_are_canonical_wherever_they_are_given():
     beside = encode(split(["a"], [1]), {"a": None, "b": [1, 2]})
     assert within == beside
     assert within.params == b'{"a":null,"b":[1,2]}'
+    assert encode_params({"o": {"b": 1, "a": [2]}}) == b'{"o":{"a":[2],"b":1}}'
     assert encode(split(["a"], [1]), {}).params is None
     assert encode(pd.DataFrame({"x": [1]}), {"t": 0.5}).params == b'{"t":0.5}'
 
@@ -310,8 +311,7 @@ def test_params_are_canonical_wherever_they_are_given():
     ("params", "expected"),
     [
         ([1], "params must be an object, got list"),
-        ({"a": {"b": 1}}, "'a' must be a scalar or a list"),
-        ({"a": [{"b": 1}]}, "'a' must be a scalar or a list"),
+        ({"a": {"b": [NAN]}}, "params['a']['b'][0] is NaN"),
         ({"a": NAN}, "params['a'] is NaN"),
         ({1: 2}, "key that is not a string"),
         ({"a": object()}, "params['a'] is a builtins.object"),
@@ -415,3 +415,29 @@ def test_any_value_is_encoded_whole_or_refused(value):
     except InvalidInput:
         return
     assert json.loads(encoded.payload) == json.loads(json.dumps({"instances": [value]}, allow_nan=False))
+
+
+# Rows that are objects of the model's own.
+
+OBJECTS = Signature.from_json(
+    '[{"type":"object","required":true,"properties":{"name":{"type":"string","required":true}}}]'
+)
+UNLIKE = [{"name": "a"}, {"name": "b", "size": 1}]
+
+
+@pytest.mark.parametrize("form", ["instances", "inputs", "dataframe_records"])
+def test_a_model_of_objects_takes_them_as_they_are(form):
+    encoded = encode({form: UNLIKE}, signature=OBJECTS)
+    assert (encoded.format, encoded.rows, decoded(encoded)) == ("tensor", 2, {"inputs": UNLIKE})
+    table = encode(split(["name", "size"], ["a", 1]), signature=OBJECTS)
+    assert decoded(table) == {"columns": ["name", "size"], "data": [["a", 1]]}
+    frame = pd.DataFrame({"name": ["a"], "size": [1]})
+    assert arrow(encode(frame, signature=OBJECTS)).column_names == ["name", "size"]
+
+
+@pytest.mark.parametrize("form", ["instances", "inputs"])
+def test_unlike_objects_are_left_to_a_model_that_is_not_known_yet(form):
+    encoded = encode({form: UNLIKE})
+    assert (encoded.format, encoded.rows, decoded(encoded)) == ("tensor", 2, {form: UNLIKE})
+    assert "row 2 has other keys than row 1" in refused({form: UNLIKE}, signature=sig(name="string"))
+    assert "row 2 has other keys than row 1" in refused({form: UNLIKE}, signature=TENSOR)

@@ -18,6 +18,7 @@ import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from pyfunq.errors import InvalidOutput
 from worker.predictions import encode_each, encode_output, split_output
@@ -41,6 +42,14 @@ class Colour(enum.Enum):
 
 class Level(enum.IntEnum):
     HIGH = 3
+
+
+class Found(BaseModel):
+    """What a model of type hints may return."""
+
+    label: str
+    at: dt.date | None = None
+    scores: list[float] = []
 
 
 NAN, INF = float("nan"), float("inf")
@@ -103,6 +112,10 @@ OUTPUTS: list[tuple[Any, Any]] = [
     ([decimal.Decimal("0.10000000000000000000001"), decimal.Decimal("NaN")], ["0.10000000000000000000001", None]),
     (ID, str(ID)),
     ([Colour.RED, Level.HIGH], ["red", 3]),
+    (
+        [Found(label="a", at=dt.date(2024, 5, 6), scores=[0.5, NAN])],
+        [{"label": "a", "at": "2024-05-06", "scores": [0.5, None]}],
+    ),
 ]
 
 
@@ -241,6 +254,18 @@ def test_slices_keep_their_type_and_start_at_zero() -> None:
 )
 def test_what_has_no_entry_per_row_is_not_sliced(output: Any) -> None:
     assert split_output(output, [1, 1]) is None
+
+
+def test_a_dict_of_arrays_is_sliced_where_they_are_known_to_hold_rows() -> None:
+    output = {"label": np.array([1, 2, 3]), "proba": np.eye(3)}
+    assert split_output(output, [2, 1]) is None
+    parts = split_output(output, [2, 1], by_name=True)
+    assert parts is not None
+    assert [part["label"].tolist() for part in parts] == [[1, 2], [3]]
+    assert [part["proba"].shape for part in parts] == [(2, 3), (1, 3)]
+    assert split_output({**output, "names": np.array(["a"])}, [2, 1], by_name=True) is None
+    assert split_output({**output, "names": ["a", "b", "c"]}, [2, 1], by_name=True) is None
+    assert split_output({}, [0], by_name=True) is None
 
 
 def test_an_object_that_cannot_be_read_fails_only_its_own_job() -> None:
