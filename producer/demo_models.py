@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from producer.model_commands import move
+from producer.promotion import promote
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -63,7 +63,7 @@ class DemoModels:
 
     def promote(self, name: str, version: int) -> None:
         """The version becomes @champion and Production."""
-        move(self._client, name, version, alias=ALIAS, stage=STAGE)
+        promote(self._client, name, version, alias=ALIAS, stage=STAGE)
 
     def _register(self, name: str, version: int, model: Any, x: pd.DataFrame) -> None:
         import mlflow

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 # Where nobody looks at a terminal, lines are as long as they are.
@@ -27,10 +28,16 @@ def show_json(value: Any) -> None:
     sys.stdout.write(orjson.dumps(_plain(value), default=str).decode() + "\n")
 
 
+def show_text(text: str) -> None:
+    """Lines of data for people, on stdout, as they are."""
+    data.print(Text(text))
+
+
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    # As text: rich would take `[mm]` in a name for markup, and leave it out.
+    table = Table(*(Column(Text(name)) for name in columns), box=None, header_style="bold", pad_edge=False)
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(Text(_cell(value)) for value in row))
     data.print(table)
 
 

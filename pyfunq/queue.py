@@ -7,7 +7,10 @@ from uuid import UUID
 
 import orjson
 from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
+from pyfunq.errors import QueueUnavailable
 from pyfunq.job import Lane
 from pyfunq.message import TASK_PREDICT
 from pyfunq.settings import Settings
@@ -20,6 +23,7 @@ CONTROL_QUEUE = "pyfunq.control"
 
 
 _SOCKET_SECONDS = 5
+_REFRESH_SECONDS = 60
 
 
 def make_app(settings: Settings) -> Celery:
@@ -64,6 +68,22 @@ def make_app(settings: Settings) -> Celery:
         },
     )
     return app
+
+
+def request_refresh(settings: Settings) -> None:
+    """Lets a worker run the registry watch at once, if one is there within a minute. Raises QueueUnavailable."""
+    try:
+        with make_app(settings) as app:
+            app.conf.broker_transport_options |= {"max_retries": 1, "interval_start": 0.1}
+            app.send_task(
+                TASK_REGISTRY_WATCH,
+                kwargs={"at_once": True},
+                queue=CONTROL_QUEUE,
+                expires=_REFRESH_SECONDS,
+                retry=False,
+            )
+    except (OperationalError, RedisError, OSError) as exc:
+        raise QueueUnavailable(f"Redis cannot be reached ({type(exc).__name__})") from exc
 
 
 def oldest_waiting_page(redis: Any, queue: str) -> UUID | None:

@@ -30,11 +30,12 @@ def register(app: Celery, process: "Callable[[], WorkerProcess]") -> None:
         return run_page(process(), UUID(page_id), task.request.delivery_info.get("routing_key"))
 
     @app.task(name=TASK_REGISTRY_WATCH)
-    def registry_watch() -> str:
+    def registry_watch(at_once: bool = False) -> str:
+        """`at_once`: although another may have run just now."""
         from worker import upkeep
 
         here = process()
-        if upkeep.begun_elsewhere(here, TASK_REGISTRY_WATCH, here.settings.registry_watch_seconds):
+        if not at_once and upkeep.begun_elsewhere(here, TASK_REGISTRY_WATCH, here.settings.registry_watch_seconds):
             return _ELSEWHERE
         return upkeep.registry_watch(here)
 
