@@ -85,6 +85,13 @@ class ModelCache:
         with self._lock:
             return [model.version for model in self._models.values()]
 
+    def close(self) -> None:
+        """Lets go of the models that nobody uses; the others go with this process."""
+        with self._lock:
+            gone = [self._models.pop(i) for i in [i for i, m in self._models.items() if m.users == 0]]
+        for model in gone:
+            model.close()
+
     def pin(self, versions: Iterable[ModelVersion]) -> None:
         """From now on these versions, and no others, stay in memory once they are there, whatever the bounds."""
         self._pinned = frozenset(version.identity for version in versions)

@@ -36,6 +36,7 @@ from worker.loop import LoopThread
 from worker.memory import cache_share
 from worker.model_cache import ModelCache
 from worker.model_desk import ModelDesk
+from worker.model_envs import Environments
 from worker.preparing import Preparer
 from worker.references import ReferenceReader
 from worker.registry import Registry
@@ -84,7 +85,7 @@ class WorkerProcess:
         s = self.settings
         self.desk = ModelDesk(self, self.registry)
         self.models = ModelCache(
-            Loader(ArtifactStore(s.home / "models", s.mlflow, max_bytes=s.model_disk_bytes)),
+            Loader(ArtifactStore(s.home / "models", s.mlflow, max_bytes=s.model_disk_bytes), self._environments()),
             max_count=s.model_cache_count,
             max_bytes=s.model_cache_bytes or cache_share(self._processes),
             failure_seconds=s.load_failure_seconds,
@@ -94,6 +95,14 @@ class WorkerProcess:
         self.preparer = Preparer(self.serving, self.models, self.desk, pause_seconds=s.load_failure_seconds)
         self.preparer.preload(list(s.preload), started_by - time.monotonic())
         self.preparer.start()
+
+    def _environments(self) -> Environments | None:
+        s = self.settings
+        if s.model_envs == "off":
+            return None
+        # Within the time that loading may take: after it the jobs wait without this process.
+        patience = min(60.0, s.load_timeout_seconds / 2)
+        return Environments(s.home / "envs", max_bytes=s.model_envs_bytes, patience_seconds=patience)
 
     async def _open_ledger(self) -> None:
         await require_current(self.settings.database)
@@ -107,6 +116,7 @@ class WorkerProcess:
     def close(self) -> None:
         self.preparer.close()
         self._watch.close()
+        self.models.close()
         self.publisher.close()
         self.references.close()
         self._beating.cancel()

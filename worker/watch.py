@@ -18,6 +18,7 @@ import psutil
 from pyfunq.entries import ClaimedJob
 from pyfunq.errors import PyFunQError, TimedOut
 from worker.draining import Drain
+from worker.own_process import memory_of_models
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ class Watch:
                     log.warning("the watch cannot ask: %s", exc)
 
     def _look_at(self, call: _Call) -> None:
-        if self._max_memory_bytes is not None and self._process.memory_info().rss > self._max_memory_bytes:
+        if self._max_memory_bytes is not None and self._held_bytes() > self._max_memory_bytes:
             self._kill(call, TimedOut(f"used more than {self._max_memory_bytes / _MIB:.0f} MiB of memory"))
         if call.reason is None:
             reason = self._reason_against(call)
@@ -198,6 +199,9 @@ class Watch:
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
         elif time.monotonic() > call.interrupted + self._grace(call.reason):
             self._kill(call, call.reason)
+
+    def _held_bytes(self) -> int:
+        return int(self._process.memory_info().rss) + memory_of_models()
 
     def _reason_against(self, call: _Call) -> PyFunQError | None:
         now = time.monotonic()
