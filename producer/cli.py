@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from producer import batch_commands, dead_commands, image, model_commands
-from producer.options import JsonFlag, RetriesOption, TimeLimitOption
+from producer.options import FallbackFlag, JsonFlag, RetriesOption, TimeLimitOption, fallback
 from producer.output import say, show_json, show_table
 from producer.programs import (
     LANES,
@@ -228,10 +228,13 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 def worker(
     context: typer.Context,
     concurrency: Annotated[int | None, typer.Option("-c", "--concurrency", help="Processes.")] = None,
-    lanes: Annotated[str, typer.Option("-Q", "--queues", help="Lanes, the preferred one first.")] = LANES,
+    lanes: Annotated[
+        str, typer.Option("-Q", "--queues", help="Lanes, and queues of models' own, the preferred one first.")
+    ] = LANES,
+    fallback_latest: FallbackFlag = False,
 ) -> None:
     """Run a worker; further options go to `celery worker`."""
-    settings = load_settings()
+    settings = load_settings(**fallback(fallback_latest))
     processes = concurrency or worker_processes(settings)
     command = worker_command(concurrency=processes, lanes=lanes, extra=context.args)
     _become(command, {**child_environment(settings), **thread_environment(processes)})
@@ -264,11 +267,12 @@ def flower(
 def up(
     logs: Annotated[bool, typer.Option("--logs", help="Show the components' logs here too.")] = False,
     concurrency: Annotated[int | None, typer.Option("-c", "--concurrency", help="Worker processes.")] = None,
+    fallback_latest: FallbackFlag = False,
 ) -> None:
     """Run everything on this machine: what is not configured by environment is embedded. Ctrl-C stops it."""
     from producer.up import run_up
 
-    run_up(logs=logs, concurrency=concurrency)
+    run_up(logs=logs, concurrency=concurrency, **fallback(fallback_latest))
 
 
 @app.command()

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from producer.output import messages, say
 from producer.stack import Stack, running_stack
@@ -15,9 +16,9 @@ _CHECK_SECONDS = 0.5
 EXIT_INTERRUPTED = 130
 
 
-def run_up(*, logs: bool, concurrency: int | None) -> None:
+def run_up(*, logs: bool, concurrency: int | None, **overrides: Any) -> None:
     """What ends by itself is started again. Raises ServerFailed when something does not start in the first place."""
-    settings = read_settings(**({} if concurrency is None else {"concurrency": concurrency}))
+    settings = read_settings(**({} if concurrency is None else {"concurrency": concurrency}), **overrides)
     with stop_signals() as stop, running_stack(settings, report_component) as stack:
         stop.kill_on_second(stack)
         say(f"ready; state in {stack.state.home}, logs in {stack.state.logs}; Ctrl-C stops")

@@ -61,9 +61,12 @@ class AsyncBatches:
     async def _model(self, model: str) -> tuple[str, Signature | None]:
         raise NotImplementedError
 
-    async def _queue(self, lane: Lane) -> str:
-        """The queue of the lane for what is submitted now: where the least waits, and least has to be waited for."""
-        queues = queues_of(lane)
+    def _line(self, lane: Lane, model_uri: str) -> str:
+        raise NotImplementedError
+
+    async def _queue(self, line: str) -> str:
+        """The queue of the line for what is submitted now: where the least waits, and least has to be waited for."""
+        queues = queues_of(line)
         return queues[0] if len(queues) == 1 else await self._publisher.shortest_of(queues)
 
     async def submit_batch(
@@ -102,7 +105,7 @@ class AsyncBatches:
         encoded = encode_params(params)
         if resume is None:
             opened = await asyncio.to_thread(self._open, source, by_reference, signature)
-            queue = await self._queue(valid_lane(lane))
+            queue = await self._queue(self._line(valid_lane(lane), model_uri))
             cut = self._cut(opened, by_reference, chunk_rows, queue, encoded, limits)
             batch_id = new_id()
             await self._ledger.open_batch(batch_id, model_uri, _describe(source), cut if opened.file else None)

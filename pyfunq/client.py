@@ -20,7 +20,7 @@ from pyfunq.gathered import Gathered
 from pyfunq.ids import id_time, new_id
 from pyfunq.inputs import EncodedInput, encode_input
 from pyfunq.job import Batch, Job, JobStatus, Lane
-from pyfunq.lanes import lane_of
+from pyfunq.lanes import lane_of, line, line_of
 from pyfunq.ledger import Ledger
 from pyfunq.limits import JobLimits
 from pyfunq.many_inputs import LikeBefore, encode_alike
@@ -63,7 +63,7 @@ class AsyncClient(AsyncBatches):
             settings = settings.model_copy(update=overrides)
         self._settings = settings
         self._stack = AsyncExitStack()
-        self._queues: dict[tuple[Lane, str], tuple[float, str]] = {}
+        self._queues: dict[tuple[str, str], tuple[float, str]] = {}
         self._like_before = LikeBefore()
 
     async def __aenter__(self) -> Self:
@@ -76,7 +76,7 @@ class AsyncClient(AsyncBatches):
             self._submitter = Submitter(self._ledger, self._publisher, keys_last_seconds=kept)
             opened.push_async_callback(self._submitter.close)
             self._admission = Admission(
-                lambda lane, at_most: self._ledger.count_queued(lane, at_most=at_most), self._settings.max_queued_jobs
+                lambda line, at_most: self._ledger.count_queued(line, at_most=at_most), self._settings.max_queued_jobs
             )
             opened.push_async_callback(self._admission.close)
             self._jobs = Gathered(self._ledger.get_many)
@@ -120,7 +120,7 @@ class AsyncClient(AsyncBatches):
         if new.idempotency_key:
             new = new._replace(request=request_digest(new.model_uri, lane, inputs, params, new.input))
         try:
-            await self._admission.admit(lane, 1)
+            await self._admission.admit(line_of(new.queue), 1)
         except BacklogFull:
             # What was accepted before takes no room.
             if (other := await self._submitter.submitted_before(new)) is None:
@@ -145,7 +145,7 @@ class AsyncClient(AsyncBatches):
         lane = valid_lane(lane)
         new = await self._new_jobs(model, inputs, params, lane, JobLimits.of(expires_in, timeout, retries))
         if new:
-            await self._admission.admit(lane, len(new))
+            await self._admission.admit(line_of(new[0].queue), len(new))
             self._finished.expect(job.id for job in new[:_EXPECTED_AT_ONCE])
             await self._submitter.submit(new)
         return SubmittedJobs(new)
@@ -160,7 +160,7 @@ class AsyncClient(AsyncBatches):
     ) -> Sequence[NewJob]:
         model_uri, signature = await self._model(model)
         encoded = self._encode_all(inputs, params, signature, lane)
-        queue = await self._recent_queue(lane, model_uri) if encoded else lane
+        queue = await self._recent_queue(self._line(lane, model_uri), model_uri) if encoded else lane
         return [
             NewJob(
                 id=new_id(),
@@ -176,12 +176,15 @@ class AsyncClient(AsyncBatches):
             for one in encoded
         ]
 
-    async def _recent_queue(self, lane: Lane, model_uri: str) -> str:
+    def _line(self, lane: Lane, model_uri: str) -> str:
+        return line(lane, self._signatures.queue(model_uri))
+
+    async def _recent_queue(self, line: str, model_uri: str) -> str:
         """Singles that are submitted in a row share a queue: so they can be predicted together."""
-        chosen_at, queue = self._queues.get((lane, model_uri), (float("-inf"), ""))
+        chosen_at, queue = self._queues.get((line, model_uri), (float("-inf"), ""))
         if time.monotonic() > chosen_at + _QUEUE_SECONDS:
-            queue = await self._queue(lane)
-            self._queues[lane, model_uri] = time.monotonic(), queue
+            queue = await self._queue(line)
+            self._queues[line, model_uri] = time.monotonic(), queue
         return queue
 
     async def get(self, job: Job | UUID | str) -> Job:

@@ -129,6 +129,8 @@ class ModelTags:
     confidence: bool = False
     timeout_seconds: float | None = None
     max_rows: int | None = None
+    queue: str | None = None
+    """A queue of the model's own; None: everybody's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +142,8 @@ class Resolution:
     tags: ModelTags
     resolved_at: datetime | None = None
     checked_at: datetime | None = None
+    updated_ms: int | None = None
+    """When the registered model had last been changed, as the registry said with the version; None: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,11 +36,12 @@ def read_settings(**overrides: Any) -> Settings:
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
-    """This process's environment with the addresses of `settings`, for programs that it starts."""
-    addresses = {
+    """This process's environment with what `settings` say that options can, for programs that it starts."""
+    said = {
         "PYFUNQ_HOME": str(settings.home),
         "PYFUNQ_DATABASE_URL": settings.database,
         "PYFUNQ_REDIS_URL": settings.redis,
         "MLFLOW_TRACKING_URI": settings.mlflow,
+        "PYFUNQ_FALLBACK_LATEST": str(settings.fallback_latest),
     }
-    return {**os.environ, **addresses}
+    return {**os.environ, **said}

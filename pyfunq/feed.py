@@ -13,8 +13,8 @@ from pyfunq.entries import NewJob
 from pyfunq.errors import InvalidInput, PyFunQError, SubmissionStopped
 from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput
-from pyfunq.job import GONE_SECONDS, Lane
-from pyfunq.lanes import lane_of
+from pyfunq.job import GONE_SECONDS
+from pyfunq.lanes import line_of
 from pyfunq.submitting import Submitter
 
 _GROUPS_IN_FLIGHT = 8
@@ -76,7 +76,7 @@ class Feed:
             try:
                 missing = await self._without_those_there(group) if resumed else group
                 if missing:
-                    await self._admission.admit_when_there_is_room(Lane(lane_of(self._cut.queue)), len(missing))
+                    await self._admission.admit_when_there_is_room(line_of(self._cut.queue), len(missing))
                     await self._submitter.submit(self._jobs(missing))
             finally:
                 room.release()

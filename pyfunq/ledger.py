@@ -22,7 +22,7 @@ from pyfunq.entries import (
     not_needed,
 )
 from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownJob
-from pyfunq.job import Job, JobError, JobStatus, Lane
+from pyfunq.job import Job, JobError, JobStatus
 from pyfunq.lanes import lane_of, queues_of
 from pyfunq.model_ledger import ModelLedger
 from pyfunq.sql import queries
@@ -177,9 +177,9 @@ class Ledger(BatchLedger, ModelLedger):
         """Forgets idempotency keys, 10,000 at most."""
         await self._execute("drop_old_keys", older_than_seconds)
 
-    async def count_queued(self, lane: Lane, *, at_most: int) -> int:
-        """Queued jobs of a lane; counting ends at `at_most`."""
-        row = await self._fetchrow("count_queued", queues_of(lane), at_most)
+    async def count_queued(self, line: str, *, at_most: int) -> int:
+        """Queued jobs of a lane, or of a lane in a model's own queue; counting ends at `at_most`."""
+        row = await self._fetchrow("count_queued", queues_of(line), at_most)
         return int(row["count"]) if row else 0
 
     async def cancel(self, ids: Sequence[UUID], *, terminate: bool = False) -> list[UUID]:
@@ -257,9 +257,14 @@ class Ledger(BatchLedger, ModelLedger):
         """Puts failed jobs back, each to be tried again after a pause that doubles with its failures."""
         await self._fetch("retry", worker_id, _RUNNING, *_fence(jobs), longest_seconds, _jitter())
 
-    async def give_back(self, worker_id: UUID, jobs: Sequence[ClaimedJob], page_id: UUID) -> set[UUID]:
-        """Puts claimed jobs of one model and queue back at once, on a page that the caller must publish."""
-        return {r["id"] for r in await self._fetch("give_back", worker_id, _RUNNING, *_fence(jobs), page_id)}
+    async def give_back(
+        self, worker_id: UUID, jobs: Sequence[ClaimedJob], page_id: UUID, queue: str | None = None
+    ) -> set[UUID]:
+        """Puts claimed jobs of one model and queue back at once, in another queue or their own.
+
+        They are on a page that the caller must publish.
+        """
+        return {r["id"] for r in await self._fetch("give_back", worker_id, _RUNNING, *_fence(jobs), page_id, queue)}
 
     async def crash(
         self, worker_id: UUID, jobs: Sequence[ClaimedJob], pages: Sequence[UUID], how: str
@@ -337,6 +342,11 @@ class Ledger(BatchLedger, ModelLedger):
         """Whether it is this process's turn: nobody else began this upkeep lately."""
         return await self._fetchrow("begin_upkeep", name, at_most_every_seconds) is not None
 
+    async def upkeep_due(self, name: str, *, at_most_every_seconds: float) -> float:
+        """In how many seconds `begin_upkeep` would succeed if nobody else began this."""
+        row = await self._fetchrow("upkeep_due", name, at_most_every_seconds)
+        return 0.0 if row is None else float(row["seconds"])
+
     async def stop_beating(self, worker_id: UUID) -> None:
         await self._execute("stop_heart", worker_id)
 
@@ -364,7 +374,10 @@ class Ledger(BatchLedger, ModelLedger):
         return [r["page_id"] for r in await self._fetch("due_pages")]
 
     async def repage(self, old: Sequence[UUID], new: Sequence[UUID]) -> list[Page]:
-        """Moves the queued jobs of pages to new pages, which the caller must publish."""
+        """Moves the queued jobs of pages to new pages, which the caller must publish.
+
+        Jobs in a queue of a model's own go where the model's jobs wait now.
+        """
         return [Page(**r) for r in await self._fetch("repage", list(old), list(new))]
 
 

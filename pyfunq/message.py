@@ -8,7 +8,7 @@ from uuid import uuid4
 import orjson
 
 from pyfunq.entries import Page
-from pyfunq.lanes import first_queue, lane_of
+from pyfunq.lanes import first_queue, lane_of, own_of
 
 TASK_PREDICT = "pyfunq.predict"
 
@@ -16,7 +16,7 @@ _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 def queue_of(page: Page) -> str:
-    return first_queue(lane_of(page.queue)) if page.first else page.queue
+    return first_queue(page.queue) if page.first else page.queue
 
 
 def message_of(page: Page) -> bytes:
@@ -24,7 +24,7 @@ def message_of(page: Page) -> bytes:
     page_id, queue = str(page.id), queue_of(page)
     shown = {
         "argsrepr": f"{page.model_uri} · {page.jobs} job{'s' if page.jobs != 1 else ''}",
-        "kwargsrepr": f"lane={lane_of(page.queue)}",
+        "kwargsrepr": f"lane={lane_of(page.queue)}" + (f", queue={own}" if (own := own_of(page.queue)) else ""),
     }
     return orjson.dumps(
         {

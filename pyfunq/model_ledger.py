@@ -1,7 +1,7 @@
 """What the ledger is asked about models: versions, what URIs stand for, and which process serves what."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ import asyncpg
 
 from pyfunq.entries import Asked, LoadFailure, ModelTags, ModelVersion, Resolution, Serving
 from pyfunq.job import Lane
-from pyfunq.lanes import queues_of
+from pyfunq.lanes import line, queues_of
 
 
 class ModelLedger(ABC):
@@ -38,20 +38,35 @@ class ModelLedger(ABC):
         assert row is not None, "versions are never deleted"  # noqa: S101
         return ModelVersion(**row)
 
-    async def point(self, model_uri: str, version: ModelVersion, tags: ModelTags) -> ModelVersion:
-        """Makes a model URI stand for this version from now on; returns the version with the ledger's id."""
+    async def point(
+        self,
+        model_uri: str,
+        version: ModelVersion,
+        tags: ModelTags,
+        updated_ms: int | None = None,
+        asked_at: datetime | None = None,
+    ) -> ModelVersion:
+        """Makes a model URI stand for this version from now on; returns the version with the ledger's id.
+
+        `updated_ms`: see `Resolution`. `asked_at`: Postgres' time when the registry was asked; who asked later has the
+        last word.
+        """
         row = await self._fetchrow("add_version", *version.identity, version.run_id, version.experiment_id)
         assert row is not None  # noqa: S101
-        await self._execute(
-            "point_resolution", model_uri, row["id"], tags.confidence, tags.timeout_seconds, tags.max_rows
-        )
+        said = (tags.confidence, tags.timeout_seconds, tags.max_rows, tags.queue, updated_ms, asked_at)
+        await self._execute("point_resolution", model_uri, row["id"], *said)
         return replace(version, id=row["id"])
 
-    async def confirm(self, model_uris: Sequence[str]) -> None:
-        await self._execute("confirm_resolutions", list(model_uris))
+    async def confirm(self, same: Mapping[str, int | None], asked_at: datetime | None = None) -> None:
+        """Notes that model URIs stand for what they stood for, and the `updated_ms` of each."""
+        await self._execute("confirm_resolutions", list(same), list(same.values()), asked_at)
 
-    async def forget(self, model_uri: str) -> None:
-        await self._execute("drop_resolution", model_uri)
+    async def forget(self, model_uri: str, asked_at: datetime | None = None) -> None:
+        await self._execute("drop_resolution", model_uri, asked_at)
+
+    async def own_queues(self) -> dict[str, bool]:
+        """Every queue that was ever a model's own, and whether it still is."""
+        return {r["name"]: r["in_use"] for r in await self._fetch("own_queues")}
 
     async def made_ready(self, model_uri: str, version_id: int, signature: str | None) -> None:
         """Notes that a process has a version ready, and its signature, which inputs are checked against from now on."""
@@ -66,7 +81,8 @@ class ModelLedger(ABC):
 
     async def queued_inputs(self, model_uri: str, at_most: int) -> list[tuple[str, bytes]]:
         """Formats and inputs of some jobs that are queued for a model URI; not of large ones."""
-        queues = [queue for lane in Lane for queue in queues_of(lane)]
+        lines = [line(lane, own) for own in (None, *await self.own_queues()) for lane in Lane]
+        queues = [queue for waited_in in lines for queue in queues_of(waited_in)]
         return [(r["input_format"], r["input"]) for r in await self._fetch("queued_inputs", model_uri, queues, at_most)]
 
     async def ended_in_load(self, hostname: str, version_id: int) -> float | None:
@@ -107,6 +123,6 @@ class ModelLedger(ABC):
 
 
 def _resolution(row: dict[str, Any]) -> Resolution:
-    tags = ModelTags(**{name: row.pop(name) for name in ("confidence", "timeout_seconds", "max_rows")})
-    about = {name: row.pop(name) for name in ("model_uri", "resolved_at", "checked_at")}
+    tags = ModelTags(**{name: row.pop(name) for name in ("confidence", "timeout_seconds", "max_rows", "queue")})
+    about = {name: row.pop(name) for name in ("model_uri", "resolved_at", "checked_at", "updated_ms")}
     return Resolution(version=ModelVersion(**row), tags=tags, **about)

@@ -1,4 +1,4 @@
-"""The signatures of model URIs as the ledger has them, asked for once in a while."""
+"""What producers know of model URIs, signatures and queues, as the ledger has it; asked for once in a while."""
 
 import asyncio
 import time
@@ -16,6 +16,7 @@ class Signatures:
     def __init__(self, resolution: Callable[[str], Awaitable[Resolution | None]]) -> None:
         self._resolution = resolution
         self._known: dict[str, tuple[float, str | None, Signature | None]] = {}
+        self._queues: dict[str, str | None] = {}
         self._asking: dict[str, asyncio.Task[Signature | None]] = {}
 
     async def get(self, model_uri: str) -> Signature | None:
@@ -28,6 +29,10 @@ class Signatures:
             asking = self._asking[model_uri] = asyncio.create_task(self._ask(model_uri))
             asking.add_done_callback(lambda task: self._end(model_uri, task))
         return await asyncio.shield(asking)
+
+    def queue(self, model_uri: str) -> str | None:
+        """The queue of its own that the model had when its signature was last asked for."""
+        return self._queues.get(model_uri)
 
     async def close(self) -> None:
         for asking in list(self._asking.values()):
@@ -45,5 +50,6 @@ class Signatures:
         _, known_text, signature = self._known.get(model_uri, (0.0, None, None))
         if text != known_text:  # the same signature stays the same object
             signature = Signature.from_json(text) if text else None
+        self._queues[model_uri] = resolution.tags.queue if resolution is not None else None
         self._known[model_uri] = (time.monotonic() + _FRESH_SECONDS, text, signature)
         return signature

@@ -2,6 +2,8 @@
 
 from kombu.utils.scheduling import priority_cycle
 
+from pyfunq.lanes import line_of, own_of
+
 PASSED_OVER = 10
 """After so many messages of lanes before it a lane is looked at first, until it has been taken from."""
 
@@ -40,5 +42,7 @@ class PriorityWithTurns(priority_cycle):  # type: ignore[misc]
 
 def _line(queue: str) -> str:
     """What waits its turn together: the queues of a lane, or the one before them."""
+    if own_of(queue):
+        return queue if queue.endswith(".first") else line_of(queue)
     lane, _, which = queue.partition(".")
     return queue if lane and not which.isdigit() and which else lane

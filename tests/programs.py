@@ -17,7 +17,7 @@ import psutil
 import pytest
 from redis import Redis
 
-from producer.programs import beat_command, worker_command
+from producer.programs import LANES, beat_command, worker_command
 from pyfunq.environment import child_environment
 from pyfunq.settings import Settings
 from tests.chaos import verdict
@@ -85,6 +85,7 @@ def start_worker(
     app: str = "worker.app",
     processes: int = 2,
     threads: int = 0,
+    lanes: str = LANES,
     **environment: str,
 ) -> Program:
     """A worker whose processes have heartbeats; without a beat, its processes stand in for that.
@@ -93,7 +94,7 @@ def start_worker(
     """
     pool = ["--pool", "threads"] if threads else []
     extra = [*pool, "--hostname", f"{log.stem}-{time.monotonic_ns()}@%h"]
-    command = worker_command(concurrency=threads or processes, extra=extra)
+    command = worker_command(concurrency=threads or processes, lanes=lanes, extra=extra)
     command[command.index("worker.app")] = app
     program = Program(command, settings, log, environment)
     try:

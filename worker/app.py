@@ -19,7 +19,7 @@ from celery.signals import (
 )
 
 from pyfunq.environment import load_settings
-from pyfunq.lanes import first_queue, queues_of
+from pyfunq.lanes import queues_taken
 from pyfunq.queue import CONTROL_QUEUE, TASK_REGISTRY_WATCH, TASK_RESCUE, make_app
 from worker.draining import Drain, exit_after
 from worker.pool import ReplacingPool
@@ -99,9 +99,8 @@ register(app, _holder.get)
 @celeryd_after_setup.connect
 def _take_control_tasks_first(sender: str, instance: Any, **_: Any) -> None:
     queues = instance.app.amqp.queues
-    lanes = [name for name in queues.consume_from if name != CONTROL_QUEUE]
-    every = [queue for lane in lanes for queue in queues_of(lane)]
-    _holder.queues = [CONTROL_QUEUE, *map(first_queue, lanes), *every]
+    named = [name for name in queues.consume_from if name != CONTROL_QUEUE]
+    _holder.queues = [CONTROL_QUEUE, *queues_taken(named)]
     queues.select(_holder.queues)
     if isinstance(instance.pool_cls, type) and issubclass(instance.pool_cls, ReplacingPool):
         _holder.processes = instance.concurrency or 1

@@ -112,7 +112,9 @@ class ModelDesk:
     def _ask_registry(self, uri: ModelURI) -> tuple[Wanted, ModelTags]:
         found = self._registry.resolve(uri)
         tags = found.means(confidence=self._process.settings.confidence)
-        point = self._process.patiently(lambda: self._process.ledger.point(str(uri), found.version, tags))
+        point = self._process.patiently(
+            lambda: self._process.ledger.point(str(uri), found.version, tags, found.updated_ms)
+        )
         return Wanted(point), tags
 
     def _wanted(self, version_id: int, good_version_id: int | None) -> Wanted:

@@ -21,7 +21,7 @@ from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
 from pyfunq.input_roots import InputRoots
 from pyfunq.job import JobError, JobStatus
-from pyfunq.lanes import queues_before
+from pyfunq.lanes import moved, own_of, queues_before
 from pyfunq.ledger import Ledger
 from pyfunq.local import identity
 from pyfunq.migrate import require_current
@@ -54,6 +54,17 @@ _CLOSING_SECONDS = 2.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
+class OtherQueue(PyFunQError):
+    """The jobs' model has a queue of its own, and other workers take from it."""
+
+    code = "other_queue"
+    retryable = True
+
+    def __init__(self, own: str) -> None:
+        super().__init__(f"jobs of this model wait in {own}")
+        self.own = own
+
+
 class WorkerProcess:
     """Made in the process that predicts, after any fork; `close` gives its identity back to the ledger."""
 
@@ -66,7 +77,7 @@ class WorkerProcess:
         self._processes = processes
         self.id: UUID = new_id()
         self.drain = drain or Drain()
-        self.registry = Registry(settings.mlflow)
+        self.registry = Registry(settings.mlflow, fallback_latest=settings.fallback_latest)
         self.references = ReferenceReader(InputRoots(settings.input_roots))
         self._held: dict[UUID, ClaimedJob] = {}
         self._announcing: set[asyncio.Task[None]] = set()
@@ -175,6 +186,13 @@ class WorkerProcess:
         """`function()`, which may load a model for the jobs."""
         return self._watch.run(jobs, self.settings.load_timeout_seconds, function)
 
+    def check_queue(self, job: ClaimedJob) -> None:
+        """Raises OtherQueue where the job's model has a queue of its own that this worker does not take from."""
+        known = self.patiently(lambda: self.ledger.resolution(job.model_uri))
+        own = known.tags.queue if known is not None else None
+        if own is not None and own != own_of(job.queue) and own not in self._queues:
+            raise OtherQueue(own)
+
     def others_go_first(self, queue: str | None) -> bool:
         """Whether messages wait that this worker takes before those of the queue."""
         ahead = queues_before(queue, self._queues)
@@ -241,13 +259,16 @@ class WorkerProcess:
         )
         self.run(self._announce(dead))
 
-    def give_back(self, jobs: Sequence[ClaimedJob]) -> None:
-        """Hands jobs of one model and queue to other workers at once; no attempt is counted."""
-        page_id = new_id()
-        given = self.patiently(lambda: self.ledger.give_back(self.id, jobs, page_id))
+    def give_back(self, jobs: Sequence[ClaimedJob], own: str | None = None) -> None:
+        """Hands jobs of one model and queue to other workers at once; no attempt is counted.
+
+        `own`: the queue of the model's own that they are to wait in.
+        """
+        page_id, queue = new_id(), jobs[0].queue if own is None else moved(jobs[0].queue, own)
+        given = self.patiently(lambda: self.ledger.give_back(self.id, jobs, page_id, queue))
         self._let_go(jobs)
         if given:
-            model_uri, queue, first = jobs[0].model_uri, jobs[0].queue, jobs[0].crashes == 1
+            model_uri, first = jobs[0].model_uri, jobs[0].crashes == 1
             self._publish([Page(id=page_id, model_uri=model_uri, queue=queue, jobs=len(given), first=first)])
 
     def pass_on(self, page_id: UUID) -> None:

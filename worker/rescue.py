@@ -11,7 +11,7 @@ from redis import Redis
 from pyfunq.entries import Page
 from pyfunq.ids import new_id, oldest_id_at
 from pyfunq.job import JobStatus, Lane
-from pyfunq.lanes import first_queue, queues_of
+from pyfunq.lanes import first_queue, line, queues_of
 from pyfunq.local import identity
 from pyfunq.publishing import Publisher
 from pyfunq.queue import oldest_waiting_page
@@ -79,15 +79,23 @@ def lost_pages(process: WorkerProcess, redis: Redis, *, first: bool = False) -> 
     ledger and is older than the oldest message of its queue has lost its message, or a worker holds that and has no
     process free for it; then a second message, which finds nothing to do, is the price. (Redis cannot say which it
     is: a killed worker's messages look as if they were held.) A waiting backlog is younger than its oldest message.
+    Messages in a queue that is no model's own any more do not count: nobody may take them; `repage` moves the jobs.
     """
     grace = process.settings.publish_grace_seconds
     boundaries = {}
-    for lane in Lane:
-        for queue in queues_of(lane):
-            oldest = oldest_waiting_page(redis, first_queue(lane) if first else queue)
+    for waited_in, is_in_use in _lines(process).items():
+        for queue in queues_of(waited_in):
+            oldest = oldest_waiting_page(redis, first_queue(queue) if first else queue) if is_in_use else None
             seconds = time.time() if oldest is None else min(time.time(), (oldest.int >> 80) / 1000)
             boundaries[queue] = oldest_id_at(seconds - grace)
     lost = process.run(process.ledger.pages_without_message(boundaries, first=first))
     if not lost:
         return []
     return process.run(process.ledger.repage(lost, [new_id() for _ in lost]))
+
+
+def _lines(process: WorkerProcess) -> dict[str, bool]:
+    """Where jobs may wait, and whether anybody is to take them from there."""
+    own_queues = process.run(process.ledger.own_queues())
+    lines = {line(lane, own): is_in_use for own, is_in_use in own_queues.items() for lane in Lane}
+    return {line(lane): True for lane in Lane} | lines

@@ -20,7 +20,7 @@ from worker.frames import Input, build_frame, read_inputs, table_input
 from worker.loading import LoadedModel
 from worker.params import check_params
 from worker.predictions import encode_each, encode_output, split_output
-from worker.process import WorkerProcess
+from worker.process import OtherQueue, WorkerProcess
 from worker.references import ReferenceReader
 from worker.transient import what_is_away
 from worker.watch import Drained, Withdrawn
@@ -73,7 +73,7 @@ def endings_of(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[Outco
     """An ending for each of the claimed jobs, which are all of one model; nothing is recorded yet."""
     try:
         wanted, tags = process.desk.resolve(jobs[0])
-        with process.serving.use(jobs[0].model_uri, wanted, partial(process.load, jobs)) as loaded:
+        with process.serving.use(jobs[0].model_uri, wanted, partial(_load, process, jobs)) as loaded:
             return predict(Model(loaded, loaded.version, tags, process.call, process.references.read), jobs)
     except PyFunQError as exc:
         return [ending(job, exc) for job in jobs]
@@ -82,6 +82,12 @@ def endings_of(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[Outco
         where = "".join(traceback.format_tb(exc.__traceback__))
         log.error("%d jobs of %s failed with %s\n%s", len(jobs), jobs[0].model_uri, type(exc).__name__, where)
         return [failed(job, PyFunQError(f"internal error: {type(exc).__name__}")) for job in jobs]
+
+
+def _load(process: WorkerProcess, jobs: Sequence[ClaimedJob], load: Callable[[], Any]) -> Any:
+    """Where the model is not in memory it need not come there: other workers may be meant to have it."""
+    process.check_queue(jobs[0])
+    return process.load(jobs, load)
 
 
 def recorded_words(outcomes: Sequence[Outcome], recorded: Set[UUID]) -> list[str]:
@@ -106,6 +112,9 @@ def _set_back(process: WorkerProcess, jobs: Sequence[ClaimedJob], error: PyFunQE
         reach(FaultPoint.DRAINING)
         process.give_back(jobs)
         return "given back"
+    if isinstance(error, OtherQueue):
+        process.give_back(jobs, error.own)
+        return f"handed to {error.own}"
     if isinstance(error, TimedOut):
         process.crash(jobs, error.message)
         return error.message

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -10,7 +11,7 @@ from redis.exceptions import RedisError
 from pyfunq.errors import PyFunQError, RegistryUnavailable
 from pyfunq.queue import TASK_REGISTRY_WATCH, TASK_RESCUE
 from worker.process import WorkerProcess
-from worker.registry import changes, write_changes
+from worker.registry_watch import look, write
 from worker.rescue import ended_siblings, rescue, rescue_crashed
 
 log = logging.getLogger(__name__)
@@ -18,18 +19,31 @@ log = logging.getLogger(__name__)
 _SIBLINGS_SECONDS = 1.0
 _BEAT_SILENT_INTERVALS = 2
 _BEAT_SILENT_SECONDS = 5.0
+_WATCH_LATE_SECONDS = 1.0
+_AGAIN_SECONDS = 0.1
+_COMPLAIN_SECONDS = 60.0
+_COMPLAINT = "complaint of the registry"
 
 
 def registry_watch(process: WorkerProcess) -> str:
     """Asks the registry what the model URIs in use mean now, and writes what changed."""
+    asked_at = process.run(process.ledger.clock())
     known = process.run(process.ledger.resolutions())
     try:
-        changed, same = changes(process.registry, known, process.settings.confidence)
+        findings = look(process.registry, known, process.settings.confidence)
     except RegistryUnavailable as exc:
-        log.warning("registry watch: %s; the last resolutions stay", exc)
+        _complain(process, f"{exc}; the last resolutions stay")
         return "registry unavailable"
-    process.run(write_changes(process.ledger, changed, same))
-    return f"{len(same)} same, {len(changed)} changed"
+    process.run(write(process.ledger, findings, asked_at))
+    if findings.unanswered:
+        _complain(process, f"no answer about {len(findings.unanswered)} model URIs, which stay as they are")
+    return str(findings)
+
+
+def _complain(process: WorkerProcess, what: str) -> None:
+    """Once a minute, whichever processes run the watch."""
+    if process.run(process.ledger.begin_upkeep(_COMPLAINT, at_most_every_seconds=_COMPLAIN_SECONDS)):
+        log.warning("registry watch: %s", what)
 
 
 def rescue_jobs(process: WorkerProcess) -> str:
@@ -44,33 +58,49 @@ def begun_elsewhere(process: WorkerProcess, name: str, interval_seconds: float) 
 
 
 class StandIn:
-    """A thread of each worker process that does what the beat should have begun, and looks after its siblings.
+    """Threads of each worker process that do what the beat should have begun, and look after its siblings.
 
-    A process that died without a word is noticed by the others of its host within about a second.
+    A process that died without a word is noticed by the others of its host within about a second. The registry watch
+    has a thread of its own: while MLflow is away, it waits for that.
     """
 
     def __init__(self, process: WorkerProcess) -> None:
         self._process = process
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pyfunq-upkeep", daemon=True)
-        self._thread.start()
+        self._looked_at_beat = time.monotonic()
+        watch_seconds = process.settings.registry_watch_seconds + _WATCH_LATE_SECONDS
+        self._threads = [
+            threading.Thread(target=self._run, args=(name, work, pause), name=name, daemon=True)
+            for name, work, pause in (
+                ("pyfunq-upkeep", self._look_after_siblings_and_beat, _SIBLINGS_SECONDS),
+                ("pyfunq-registry", self._watch_registry, watch_seconds),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         self._stop.set()
-        self._thread.join(timeout=5)
+        for thread in self._threads:
+            thread.join(timeout=5)
 
-    def _run(self) -> None:
-        looked_at_beat = time.monotonic()
-        while not self._stop.wait(_SIBLINGS_SECONDS):
+    def _run(self, name: str, work: Callable[[], float], pause: float) -> None:
+        """`work` says after how many seconds it is to be done again."""
+        while not self._stop.wait(pause):
+            pause = _SIBLINGS_SECONDS
             try:
-                self._look_after_siblings()
-                if time.monotonic() - looked_at_beat > _BEAT_SILENT_SECONDS:
-                    looked_at_beat = time.monotonic()
-                    self._stand_in_for_beat()
+                pause = work()
             except (PyFunQError, RedisError, OSError) as exc:
-                log.debug("upkeep waits: %s", type(exc).__name__)
+                log.debug("%s waits: %s", name, type(exc).__name__)
             except Exception as exc:  # this thread must outlive whatever it meets
-                log.error("upkeep failed with %s", type(exc).__name__)
+                log.error("%s failed with %s", name, type(exc).__name__)
+
+    def _look_after_siblings_and_beat(self) -> float:
+        self._look_after_siblings()
+        if time.monotonic() - self._looked_at_beat > _BEAT_SILENT_SECONDS:
+            self._looked_at_beat = time.monotonic()
+            self._stand_in_for_beat()
+        return _SIBLINGS_SECONDS
 
     def _look_after_siblings(self) -> None:
         if not ended_siblings(self._process):
@@ -79,12 +109,24 @@ class StandIn:
         log.warning("a worker process of this host ended: %d jobs put back, %d dead", put_back, dead)
 
     def _stand_in_for_beat(self) -> None:
-        settings = self._process.settings
-        if self._overdue(TASK_RESCUE, settings.rescue_seconds):
+        if self._overdue(TASK_RESCUE, self._process.settings.rescue_seconds):
             log.warning("the beat is silent; rescue here: %s", rescue_jobs(self._process))
-        if self._overdue(TASK_REGISTRY_WATCH, settings.registry_watch_seconds):
-            log.warning("the beat is silent; registry watch here: %s", registry_watch(self._process))
 
     def _overdue(self, name: str, interval_seconds: float) -> bool:
         patience = interval_seconds * _BEAT_SILENT_INTERVALS + _BEAT_SILENT_SECONDS
         return self._process.run(self._process.ledger.begin_upkeep(name, at_most_every_seconds=patience))
+
+    def _watch_registry(self) -> float:
+        """Takes over soon: where all processes are busy with long calls, the beat's task waits for them.
+
+        Reading when it is due costs little, and happens about once an interval; only who finds it due tries to begin.
+        """
+        ledger, run = self._process.ledger, self._process.run
+        patience = self._process.settings.registry_watch_seconds + _WATCH_LATE_SECONDS
+        due = run(ledger.upkeep_due(TASK_REGISTRY_WATCH, at_most_every_seconds=patience))
+        if due > 0:
+            return due
+        if not run(ledger.begin_upkeep(TASK_REGISTRY_WATCH, at_most_every_seconds=patience)):
+            return _AGAIN_SECONDS
+        log.debug("the registry watch is late; here: %s", registry_watch(self._process))
+        return patience

@@ -87,14 +87,14 @@ SELECT id, name, version, created_ms, source, run_id, experiment_id, signature F
 
 -- name: resolution
 -- The version that serves a model URI, if anyone has resolved it yet: a new one serves once a process made it ready.
-SELECT r.confidence, r.timeout_seconds, r.max_rows, r.resolved_at, r.checked_at,
+SELECT r.confidence, r.timeout_seconds, r.max_rows, r.queue, r.updated_ms, r.resolved_at, r.checked_at,
        v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
 FROM resolution r JOIN model_version v ON v.id = coalesce(r.good_version_id, r.version_id)
 WHERE r.model_uri = $1
 
 -- name: resolutions
 -- Every resolution, for the registry watch and for people.
-SELECT r.model_uri, r.confidence, r.timeout_seconds, r.max_rows, r.resolved_at, r.checked_at,
+SELECT r.model_uri, r.confidence, r.timeout_seconds, r.max_rows, r.queue, r.updated_ms, r.resolved_at, r.checked_at,
        v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
 FROM resolution r JOIN model_version v ON v.id = r.version_id
 ORDER BY r.model_uri
@@ -107,20 +107,34 @@ ON CONFLICT (name, version, created_ms, source) DO UPDATE SET run_id = EXCLUDED.
 RETURNING id
 
 -- name: point_resolution
--- Points a model URI at a version; resolved_at moves only when the version does.
-INSERT INTO resolution (model_uri, version_id, confidence, timeout_seconds, max_rows) VALUES ($1, $2, $3, $4, $5)
+-- Points a model URI at a version, unless somebody asked the registry later ($8: when this was asked); resolved_at moves
+-- only when the version does.
+WITH remembered AS (
+    INSERT INTO own_queue (name) SELECT $6 WHERE $6::text IS NOT NULL ON CONFLICT (name) DO NOTHING
+)
+INSERT INTO resolution (model_uri, version_id, confidence, timeout_seconds, max_rows, queue, updated_ms, checked_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, now()))
 ON CONFLICT (model_uri) DO UPDATE
-SET version_id = EXCLUDED.version_id, confidence = EXCLUDED.confidence, checked_at = now(),
+SET version_id = EXCLUDED.version_id, confidence = EXCLUDED.confidence, checked_at = EXCLUDED.checked_at,
     timeout_seconds = EXCLUDED.timeout_seconds, max_rows = EXCLUDED.max_rows,
+    queue = EXCLUDED.queue, updated_ms = EXCLUDED.updated_ms,
     resolved_at = CASE WHEN resolution.version_id = EXCLUDED.version_id THEN resolution.resolved_at ELSE now() END
+WHERE resolution.checked_at <= EXCLUDED.checked_at
 
 -- name: confirm_resolutions
--- Notes that the registry still says the same of these model URIs.
-UPDATE resolution SET checked_at = now() WHERE model_uri = ANY ($1::text[])
+-- Notes that the registry still says the same of these model URIs, and when it last changed their models.
+-- Not where somebody asked it later ($3: when this was asked).
+UPDATE resolution SET checked_at = coalesce($3, now()), updated_ms = same.updated_ms
+FROM unnest($1::text[], $2::bigint[]) AS same (model_uri, updated_ms)
+WHERE resolution.model_uri = same.model_uri AND resolution.checked_at <= coalesce($3, now())
+
+-- name: own_queues
+-- Every queue that was ever a model's own, and whether it still is.
+SELECT name, name IN (SELECT queue FROM resolution WHERE queue IS NOT NULL) AS in_use FROM own_queue
 
 -- name: drop_resolution
--- Forgets a model URI that the registry no longer has: the next job asks the registry.
-DELETE FROM resolution WHERE model_uri = $1
+-- Forgets a model URI that the registry no longer has: the next job asks the registry. $2: when it was asked.
+DELETE FROM resolution WHERE model_uri = $1 AND checked_at <= coalesce($2, now())
 
 -- name: made_ready
 -- A process has a version ($2) ready for a model URI ($1). Its signature ($3) is what inputs are checked against from
@@ -244,9 +258,10 @@ WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.work
 RETURNING job.id
 
 -- name: give_back
--- Puts claimed jobs back at once, on a new page ($5) that the caller must publish; guarded like `finish`.
+-- Puts claimed jobs back at once, on a new page ($5) that the caller must publish, perhaps in another queue ($6);
+-- guarded like `finish`.
 UPDATE job
-SET status = 'queued', worker_id = NULL, started_at = NULL, page_id = $5
+SET status = 'queued', worker_id = NULL, started_at = NULL, page_id = $5, queue = coalesce($6, queue)
 FROM unnest($3::uuid[], $4::smallint[]) AS d (id, attempt)
 WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
@@ -416,6 +431,11 @@ ON CONFLICT (name) DO UPDATE SET started_at = now()
 WHERE upkeep_run.started_at <= now() - make_interval(secs => $2)
 RETURNING name
 
+-- name: upkeep_due
+-- In how many seconds `begin_upkeep` would find that nobody began this ($1) within the last $2 seconds; to ask costs less.
+SELECT greatest(0, extract(epoch FROM started_at - now()) + $2::double precision)::double precision AS seconds
+FROM upkeep_run WHERE name = $1
+
 -- name: live_workers
 -- Worker processes whose heartbeat is younger than $1 seconds.
 SELECT hostname, pid, started_at, seen_at FROM worker
@@ -469,9 +489,13 @@ SELECT DISTINCT page_id FROM (
 ) AS due
 
 -- name: repage
--- Gives pages ($1) new ids ($2), so that a page's id stays as old as its message; returns what to publish.
+-- Gives pages ($1) new ids ($2), so that a page's id stays as old as its message; returns what to publish. Jobs in a
+-- queue of a model's own (`model.x`, or `model.x.bulk.3`) go to the same one of what is the model's own now, or everybody's.
 WITH moved AS (
-    UPDATE job SET page_id = p.new, not_before = NULL
+    UPDATE job SET page_id = p.new, not_before = NULL,
+        queue = CASE WHEN job.queue NOT LIKE 'model.%' THEN job.queue ELSE
+            coalesce(nullif(concat_ws('.', (SELECT r.queue FROM resolution r WHERE r.model_uri = job.model_uri),
+                                      substring(job.queue FROM '\.(bulk(\.[0-9]+)?)$')), ''), 'interactive') END
     FROM unnest($1::uuid[], $2::uuid[]) AS p (old, new)
     WHERE job.page_id = p.old AND job.status = 'queued' AND (job.not_before IS NULL OR job.not_before <= now())
     RETURNING job.page_id, job.model_uri, job.queue, job.crashes

@@ -337,7 +337,7 @@ async def test_a_character_that_jsonb_lacks_does_not_break_the_view(ledger: Ledg
         ("finish", "NULL, " * 10 + "NULL", r"Index Scan using job_pkey .*\n.*Index Cond: \(id = d.id\)", "job_running"),
         ("delay", "NULL, NULL, NULL, NULL, 5, 1, 5, '', ''", r"Index Scan using job_pkey", "job_running"),
         ("retry", "NULL, NULL, NULL, NULL, 5, 1", r"Index Scan using job_pkey", "job_running"),
-        ("give_back", "NULL, NULL, NULL, NULL, NULL", r"Index Scan using job_pkey", "job_running"),
+        ("give_back", "NULL, NULL, NULL, NULL, NULL, NULL", r"Index Scan using job_pkey", "job_running"),
         ("crash", "NULL, NULL, NULL, NULL, NULL, ''", r"Index Scan using job_pkey", "job_running"),
         ("withdrawn", "NULL", r"Index Cond: \(id = ANY", "job_queued"),
         ("due_pages", "", r"Index Scan (using|on) job_queued_later", "job_queued_page"),

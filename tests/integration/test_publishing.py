@@ -64,6 +64,8 @@ async def asynchronous(redis_url: str) -> AsyncIterator[AsyncPublisher]:
         (page("bulk.3", first=True), "bulk.first", "models:/a/1 · 1 job", "lane=bulk"),
         (page("interactive"), "interactive", "models:/a/1 · 1 job", "lane=interactive"),
         (page("interactive", first=True), "interactive.first", "models:/a/1 · 1 job", "lane=interactive"),
+        (page("model.x"), "model.x", "models:/a/1 · 1 job", "lane=interactive, queue=model.x"),
+        (page("model.x.bulk.3", first=True), "model.x.first", "models:/a/1 · 1 job", "lane=bulk, queue=model.x"),
     ],
 )
 async def test_a_message_is_what_celery_would_send(

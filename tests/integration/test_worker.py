@@ -25,7 +25,7 @@ from tests.conftest import RegisterModel
 from tests.integration.conftest import IRIS, SETOSA, VIRGINICA, Work, split
 from worker.page_run import run_page
 from worker.process import WorkerProcess
-from worker.registry import changes, write_changes
+from worker.registry_watch import look, write
 from worker.rescue import rescue
 from worker.run_batch import run_jobs
 
@@ -68,11 +68,14 @@ async def test_every_kind_of_uri_is_resolved_and_the_version_recorded(
     ("uri", "says"),
     [
         ("models:/nope/1", "no registered model named 'nope'"),
-        ("models:/iris/99", "model 'iris' has no version 99"),
-        ("models:/iris@nobody", "model 'iris' has no alias 'nobody'; its aliases: champion, first"),
+        ("models:/iris/99", "model 'iris' has no version 99; its versions: 2 .None., 1 .Production."),
+        (
+            "models:/iris@nobody",
+            "model 'iris' has no alias 'nobody'; its aliases: champion .2., first .1.; its versions: 2",
+        ),
         (
             "models:/iris/Staging",
-            r"model 'iris' has no version in stage Staging; its latest versions: .*1 \(Production\)",
+            r"model 'iris' has no version in stage Staging; its versions: 2 \(None\), 1 \(Production\)",
         ),
     ],
 )
@@ -231,8 +234,7 @@ async def test_a_models_tag_limits_its_calls_and_is_followed(
     uri = "models:/limited/latest"
 
     async def limit() -> float | None:
-        changed, same = await asyncio.to_thread(changes, process.registry, await ledger.resolutions(), False)
-        await write_changes(ledger, changed, same)
+        await write(ledger, await asyncio.to_thread(look, process.registry, await ledger.resolutions(), False))
         job = await client.submit(uri, split([3.0], columns=["x"]))
         ((claimed,), _) = await asyncio.to_thread(lambda: process.claimed(process.start_claim(job.id)))
         await asyncio.to_thread(run_jobs, process, [claimed])
@@ -263,8 +265,7 @@ async def test_a_models_tags_bound_the_rows_of_its_calls(
     registry = mlflow.MlflowClient(servers.mlflow)
 
     async def sizes() -> list[int]:
-        changed, same = await asyncio.to_thread(changes, process.registry, await ledger.resolutions(), False)
-        await write_changes(ledger, changed, same)
+        await write(ledger, await asyncio.to_thread(look, process.registry, await ledger.resolutions(), False))
         rows = [1, 1, 1, 3, 1]
         jobs = await client.submit_many("models:/sizes/latest", [split(*[[0.0]] * n, columns=["x"]) for n in rows])
         await work.all()
@@ -342,9 +343,9 @@ async def test_the_watch_follows_an_alias_and_a_stage(
     async def watch() -> int:
 
         known = await ledger.resolutions()
-        changed, same = await asyncio.to_thread(changes, process.registry, known, False)
-        await write_changes(ledger, changed, same)
-        return len(changed)
+        found = await asyncio.to_thread(look, process.registry, known, False)
+        await write(ledger, found)
+        return len(found.changed)
 
     assert await answers() == [3.0, 3.0, 3.0]
     assert await watch() == 0

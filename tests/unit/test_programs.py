@@ -1,9 +1,12 @@
 """Command lines and environments of the programs, and what of them may be shown."""
 
 import os
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from producer import cli, up
 from producer.programs import (
     beat_command,
     flower_command,
@@ -61,3 +64,40 @@ def test_processes_share_the_cores_unless_told_otherwise(monkeypatch: pytest.Mon
 )
 def test_addresses_are_shown_without_their_passwords(url: str, shown: str) -> None:
     assert without_password(url) == shown
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYFUNQ_DATABASE_URL", "postgresql://u@h/d")
+    monkeypatch.setenv("PYFUNQ_REDIS_URL", "redis://h")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h")
+    monkeypatch.delenv("PYFUNQ_FALLBACK_LATEST", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "expected"),
+    [(["--fallback-latest"], None, True), ([], None, False), ([], "1", True), (["--fallback-latest"], "0", True)],
+)
+def test_a_worker_is_told_of_the_fallback(
+    monkeypatch: pytest.MonkeyPatch, configured: None, flags: list[str], variable: str | None, expected: bool
+) -> None:
+    become: list[Any] = []
+    monkeypatch.setattr(cli, "_become", lambda command, environment: become.append((command, environment)))
+    if variable is not None:
+        monkeypatch.setenv("PYFUNQ_FALLBACK_LATEST", variable)
+    done = CliRunner().invoke(cli.app, ["worker", "--queues", "model.gpu", *flags])
+    assert done.exit_code == 0, done.output
+    ((command, environment),) = become
+    assert command[command.index("--queues") + 1] == "model.gpu"
+    assert "--fallback-latest" not in command
+    for name in ("PYFUNQ_FALLBACK_LATEST", "PYFUNQ_HOME"):
+        monkeypatch.setenv(name, environment[name])
+    assert Settings().fallback_latest is expected
+
+
+def test_so_is_the_stack(monkeypatch: pytest.MonkeyPatch, configured: None) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(up, "run_up", lambda **options: asked.append(options))
+    for flags in ([], ["--fallback-latest"]):
+        assert CliRunner().invoke(cli.app, ["up", *flags]).exit_code == 0
+    assert [options.get("fallback_latest") for options in asked] == [None, True]

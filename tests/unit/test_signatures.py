@@ -28,6 +28,7 @@ class Ledger:
         self.go_on.set()
         self.error: Exception | None = None
         self.knows_it = True
+        self.tags = ModelTags()
 
     async def resolution(self, model_uri: str) -> Resolution | None:
         self.asked.append(model_uri)
@@ -47,7 +48,7 @@ class Ledger:
             experiment_id=None,
             signature=self.signature,
         )
-        return Resolution(model_uri=model_uri, version=version, tags=ModelTags()) if self.knows_it else None
+        return Resolution(model_uri=model_uri, version=version, tags=self.tags) if self.knows_it else None
 
 
 @pytest.fixture
@@ -195,4 +196,19 @@ async def test_it_closes_while_it_asks(begun: Begin, reports: list[dict[str, Any
     del waiting
     gc.collect()
     assert reports == []
+    await signatures.close()
+
+
+async def test_the_models_queue_comes_with_its_signature(stale_at_once: None) -> None:
+    ledger = Ledger()
+    signatures = Signatures(ledger.resolution)
+    assert signatures.queue(URI) is None
+    for queue in ("model.gpu", None, "model.other"):
+        ledger.tags = ModelTags(queue=queue)
+        await signatures.get(URI)
+        assert signatures.queue(URI) == queue
+    ledger.knows_it = False
+    await signatures.get(URI)
+    assert signatures.queue(URI) is None
+    assert len(ledger.asked) == 4
     await signatures.close()

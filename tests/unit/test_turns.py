@@ -1,19 +1,21 @@
 """The order of queues."""
 
 from collections import Counter
+from collections.abc import Sequence
 
+from pyfunq.lanes import queues_taken
 from pyfunq.turns import PASSED_OVER, PriorityWithTurns
 
 QUEUES = ["control", "interactive.first", "bulk.first", "interactive", "bulk", "bulk.1", "bulk.2"]
 
 
-def served(waiting: dict[str, int], messages: int) -> list[str]:
+def served(waiting: dict[str, int], messages: int, queues: Sequence[str] = QUEUES) -> list[str]:
     """Whose message each one is, while none of the queues runs empty that is in `waiting`."""
     turns = PriorityWithTurns([])
-    turns.update(QUEUES)
+    turns.update(queues)
     taken = []
     for _ in range(messages):
-        queue = next((q for q in turns.consume(len(QUEUES)) if waiting.get(q)), None)
+        queue = next((q for q in turns.consume(len(queues)) if waiting.get(q)), None)
         if queue is None:
             break
         waiting[queue] -= 1
@@ -49,3 +51,12 @@ def test_what_goes_first_goes_before_all_queues_of_its_lane() -> None:
 def test_a_lane_is_passed_over_as_a_whole() -> None:
     taken = served({"bulk": 10**6, "bulk.1": 10**6, "interactive": 10**6}, 11 * 20)
     assert Counter(taken) == {"interactive": 200, "bulk": 10, "bulk.1": 10}
+
+
+def test_models_own_queues_are_lines_of_their_own() -> None:
+    queues = queues_taken(["model.7", "model.8"])
+    waiting = {"model.7.bulk.2": 3, "model.7.bulk": 2, "model.8": 2, "model.7": 1, "model.8.first": 1}
+    assert served(waiting, 9, queues) == [
+        *("model.8.first", "model.7", "model.7.bulk", "model.7.bulk.2", "model.7.bulk", "model.7.bulk.2"),
+        *("model.7.bulk.2", "model.8", "model.8"),
+    ]

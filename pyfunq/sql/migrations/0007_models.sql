@@ -31,3 +31,9 @@ CREATE TABLE warm_request (
     model_uri text PRIMARY KEY,
     asked_at  timestamptz NOT NULL DEFAULT now()
 );
+
+-- When the registered model had last been changed, as the registry said with the version; null: not known.
+ALTER TABLE resolution ADD COLUMN updated_ms bigint;
+
+-- Every queue that was ever a model's own: where rescue looks for jobs, also when no model has it any more.
+CREATE TABLE own_queue (name text PRIMARY KEY);
