@@ -124,10 +124,12 @@ async def add_finished(ledger: Ledger, jobs: int) -> None:
     identifier = "(lpad(to_hex(1600000000000 + n / 10), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid"
     for at in range(0, jobs, _HISTORY_ROWS):
         upto = min(jobs, at + _HISTORY_ROWS) - 1
-        copies = f"generate_series({at}::bigint, {upto}) AS n, (SELECT {columns} FROM job WHERE id = '{one}') AS one"  # noqa: S608
-        statement = (
-            f"INSERT INTO job (id, page_id, {columns}) SELECT {identifier}, {identifier}, {columns} FROM {copies}"  # noqa: S608
-        )
-        await ledger.connection.execute(statement, timeout=3600)
-    await ledger.connection.execute("VACUUM (ANALYZE) job", timeout=3600)
+        numbers = f"generate_series({at}::bigint, {upto}) AS n"
+        for table, ids, copied in (("job", ("id", "page_id"), columns), ("job_input", ("id",), "input, params")):
+            made, original = ", ".join([identifier] * len(ids)), f"(SELECT * FROM {table} WHERE id = '{one}') AS one"  # noqa: S608
+            statement = (
+                f"INSERT INTO {table} ({', '.join(ids)}, {copied}) SELECT {made}, {copied} FROM {numbers}, {original}"  # noqa: S608
+            )
+            await ledger.connection.execute(statement, timeout=3600)
+    await ledger.connection.execute("VACUUM (ANALYZE) job, job_input", timeout=3600)
     await asyncio.sleep(1)

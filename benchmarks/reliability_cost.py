@@ -42,7 +42,7 @@ class Side(Worker):
         succeeded = await connection.fetchval("SELECT count(*) FROM job WHERE status = 'succeeded'")
         if succeeded != len(inputs):
             raise SystemExit(f"{self.name}: {succeeded} of {len(inputs)} jobs succeeded")
-        await connection.execute("TRUNCATE job")
+        await connection.execute("TRUNCATE job, job_input")
         await connection.close()
         return len(inputs) / seconds
 

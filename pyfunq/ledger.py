@@ -25,17 +25,14 @@ from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownJob
 from pyfunq.job import Job, JobError, JobStatus
 from pyfunq.lanes import lane_of, queues_of
 from pyfunq.model_ledger import ModelLedger
+from pyfunq.new_rows import copies, submission
 from pyfunq.sql import queries
 
 _CONNECT_SECONDS = 10.0
 _COMMAND_SECONDS = 60.0
 _RUNNING = str(JobStatus.RUNNING)
-_MANY = 32
-"""From so many jobs on COPY is faster than INSERT, whose plan is prepared."""
-_COLUMNS = (
-    *("id", "page_id", "batch_id", "batch_index", "queue", "model_uri", "rows", "max_attempts"),
-    *("retries", "timeout_seconds", "expires_at", "input_format", "input", "params"),
-)
+_COPY_BYTES = 2 * 1024 * 1024
+"""From so many bytes of input on COPY is faster: a statement's arguments that exceed `work_mem` go through a file."""
 # Every statement has an index to go by. A plan that was made while the table was small would read all of it later.
 _SERVER_SETTINGS = {
     "application_name": "pyfunq",
@@ -124,17 +121,19 @@ class Ledger(BatchLedger, ModelLedger):
         if chunks:
             jobs = sorted(jobs, key=_place)
         if not any(job.idempotency_key for _, job in jobs):
-            if len(jobs) >= _MANY or chunks:
+            if sum(len(job.input.payload) for _, job in jobs) >= _COPY_BYTES:
                 await self._submit_by_copy(jobs)
             else:
-                await self._execute("submit", *_columns(jobs))
+                statement, arguments = submission(jobs)
+                await self._execute(statement, *arguments)
             return {}
         with ledger_errors():
             async with self._pool.acquire() as connection, connection.transaction(isolation="read_committed"):
                 others = not_needed(jobs, await self._take_keys(connection, jobs, keys_last_seconds))
                 new = [(page, job) for page, job in jobs if job.id not in others]
                 if new:
-                    await connection.execute(self._sql["submit_chunks" if chunks else "submit"], *_columns(new))
+                    statement, arguments = submission(new)
+                    await connection.execute(self._sql[statement], *arguments)
         return others
 
     async def submit_again(
@@ -148,15 +147,17 @@ class Ledger(BatchLedger, ModelLedger):
             return not_needed(jobs, await self.keys(keys, last_seconds=keys_last_seconds)) if keys else {}
 
     async def _submit_by_copy(self, jobs: Sequence[tuple[UUID, NewJob]]) -> None:
-        """Costs a third less; where a chunk is there already, the statement `submit_chunks` leaves it out."""
+        """Jobs, then inputs; where a chunk is there already, the statement `submit_chunks` leaves it out."""
         with ledger_errors():
             try:
-                async with self._pool.acquire() as connection:
-                    await connection.copy_records_to_table("job", records=_rows(jobs), columns=_COLUMNS)
+                async with self._pool.acquire() as connection, connection.transaction(isolation="read_committed"):
+                    for table, columns, records in copies(jobs):
+                        await connection.copy_records_to_table(table, records=records, columns=columns)
             except asyncpg.UniqueViolationError:
                 if not any(job.batch_id for _, job in jobs):
                     raise
-                await self._pool.execute(self._sql["submit_chunks"], *_columns(jobs))
+                statement, arguments = submission(jobs)
+                await self._pool.execute(self._sql[statement], *arguments)
 
     async def _take_keys(self, connection: Any, jobs: Sequence[tuple[UUID, NewJob]], last_seconds: float) -> Keys:
         """Each key's job: of these jobs the first, or one that was accepted before."""
@@ -398,21 +399,6 @@ def _keys(rows: Sequence[asyncpg.Record]) -> Keys:
 
 def _crashed(row: asyncpg.Record, page_id: UUID) -> Crashed:
     return Crashed(status=JobStatus(row["status"]), crashes=row["crashes"], page_id=page_id)
-
-
-def _columns(jobs: Sequence[tuple[UUID, NewJob]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*_rows(jobs), strict=True)]
-
-
-def _rows(jobs: Sequence[tuple[UUID, NewJob]]) -> list[tuple[Any, ...]]:
-    """New jobs as values of _COLUMNS, which are also those of the statement `submit`."""
-    return [
-        (
-            *(j.id, page, j.batch_id, j.batch_index, j.queue, j.model_uri, j.input.rows, j.max_attempts),
-            *(j.retries, j.timeout_seconds, j.expires_at, j.input.format, j.input.payload, j.input.params),
-        )
-        for page, j in jobs
-    ]
 
 
 def _place(placed: tuple[UUID, NewJob]) -> tuple[str, int]:

@@ -87,6 +87,8 @@ def _warn_of(name: str, tag: str, what: str) -> None:
 class RegistryRefused(RegistryUnavailable):
     """The MLflow server answered, but not with what it was asked for."""
 
+    code = "registry_refused"
+
 
 class Registry:
     """Raises ModelNotFound where the registry has no such thing and RegistryUnavailable where it gives no answer."""

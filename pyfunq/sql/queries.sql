@@ -1,19 +1,39 @@
 -- name: submit
--- Accepts jobs: they are the ledger's from this statement's commit on.
+-- Accepts jobs and their inputs: they are the ledger's from this statement's commit on.
+WITH kept AS (
+    INSERT INTO job_input (id, input, params) SELECT * FROM unnest($1::uuid[], $14::bytea[], $15::bytea[])
+)
 INSERT INTO job (id, page_id, batch_id, batch_index, queue, model_uri, rows, max_attempts, retries, timeout_seconds,
-                 expires_at, input_format, input, params)
+                 expires_at, input_format, input_bytes)
 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::text[], $7::integer[],
                      $8::smallint[], $9::smallint[], $10::double precision[],
-                     $11::timestamptz[], $12::text[], $13::bytea[], $14::bytea[])
+                     $11::timestamptz[], $12::text[], $13::integer[])
+
+-- name: submit_alike
+-- Likewise, for jobs that differ in page, rows and input alone: an array for each column would cost more than all else.
+WITH kept AS (
+    INSERT INTO job_input (id, input, params)
+    SELECT id, input, $13::bytea FROM unnest($1::uuid[], $5::bytea[]) AS i (id, input)
+)
+INSERT INTO job (id, page_id, rows, input_bytes, queue, model_uri, max_attempts, retries, timeout_seconds, expires_at,
+                 input_format)
+SELECT n.*, $6::text, $7::text, $8::smallint, $9::smallint, $10::double precision, $11::timestamptz, $12::text
+FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::integer[]) AS n (id, page_id, rows, input_bytes)
 
 -- name: submit_chunks
 -- Likewise, but for chunks of batches: one that is there already, or is being committed by another producer, is left out.
-INSERT INTO job (id, page_id, batch_id, batch_index, queue, model_uri, rows, max_attempts, retries, timeout_seconds,
-                 expires_at, input_format, input, params)
-SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::text[], $7::integer[],
-                     $8::smallint[], $9::smallint[], $10::double precision[],
-                     $11::timestamptz[], $12::text[], $13::bytea[], $14::bytea[])
-ON CONFLICT (batch_id, batch_index) WHERE batch_id IS NOT NULL DO NOTHING
+WITH new AS (
+    INSERT INTO job (id, page_id, batch_id, batch_index, queue, model_uri, rows, max_attempts, retries, timeout_seconds,
+                     expires_at, input_format, input_bytes)
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::text[], $7::integer[],
+                         $8::smallint[], $9::smallint[], $10::double precision[],
+                         $11::timestamptz[], $12::text[], $13::integer[])
+    ON CONFLICT (batch_id, batch_index) WHERE batch_id IS NOT NULL DO NOTHING
+    RETURNING id
+)
+INSERT INTO job_input (id, input, params)
+SELECT i.* FROM unnest($1::uuid[], $14::bytea[], $15::bytea[]) AS i (id, input, params)
+WHERE i.id = ANY (ARRAY(SELECT id FROM new))
 
 -- name: take_keys
 -- Makes idempotency keys ($1, each once) stand for new jobs, unless they stand for others and are younger than $4 seconds.
@@ -48,7 +68,7 @@ WITH model AS MATERIALIZED (
     FROM (SELECT model_uri FROM job WHERE page_id = $1 AND status = 'queued' LIMIT 1) AS head
     LEFT JOIN resolution USING (model_uri)
 ), own AS MATERIALIZED (
-    SELECT id, model_uri, queue, crashes, rows, octet_length(input) AS bytes
+    SELECT id, model_uri, queue, crashes, rows, input_bytes AS bytes
     FROM job
     WHERE page_id = $1 AND status = 'queued'
       AND (not_before IS NULL OR not_before <= now()) AND (expires_at IS NULL OR expires_at > now())
@@ -56,7 +76,7 @@ WITH model AS MATERIALIZED (
     LIMIT least($3, (SELECT cap FROM model))  -- no job has less than a row
     FOR UPDATE SKIP LOCKED
 ), along AS MATERIALIZED (
-    SELECT id, rows, octet_length(input) AS bytes
+    SELECT id, rows, input_bytes AS bytes
     FROM job
     -- Scalars and not a join: so the index gives the order, and a backlog is not sorted for each micro-batch.
     WHERE model_uri = (SELECT model_uri FROM own LIMIT 1) AND queue = (SELECT queue FROM own LIMIT 1)
@@ -72,14 +92,19 @@ WITH model AS MATERIALIZED (
     SELECT id, sum(rows) OVER upto - rows AS rows_before, sum(bytes) OVER upto - bytes AS bytes_before
     FROM (SELECT id, rows, bytes, 0 AS rank FROM own UNION ALL SELECT id, rows, bytes, 1 FROM along) AS candidate
     WINDOW upto AS (ORDER BY rank, id)
+), taken AS (
+    UPDATE job SET status = 'running', attempt = attempt + 1, worker_id = $2, started_at = now()
+    FROM model
+    WHERE id = ANY (ARRAY(SELECT id FROM measured WHERE rows_before < (SELECT cap FROM model) AND bytes_before < $5))
+    RETURNING id, attempt, model_uri, queue, rows, input_format, model.version_id,
+              coalesce(model.confidence, false) AS confidence, crashes, delayed_since IS NOT NULL AS delayed, retries,
+              failures, coalesce(job.timeout_seconds, model.timeout_seconds) AS timeout_seconds, model.max_rows,
+              model.good_version_id
 )
-UPDATE job SET status = 'running', attempt = attempt + 1, worker_id = $2, started_at = now()
-FROM model
-WHERE id = ANY (ARRAY(SELECT id FROM measured WHERE rows_before < (SELECT cap FROM model) AND bytes_before < $5))
-RETURNING id, attempt, model_uri, queue, rows, input_format, input, params, model.version_id,
-          coalesce(model.confidence, false) AS confidence, crashes, delayed_since IS NOT NULL AS delayed, retries,
-          failures, coalesce(job.timeout_seconds, model.timeout_seconds) AS timeout_seconds, model.max_rows,
-          model.good_version_id
+SELECT id, attempt, model_uri, queue, rows, input_format, input, params, version_id, confidence, crashes, delayed, retries,
+       failures, timeout_seconds, max_rows, good_version_id
+-- OFFSET: so it is looked up job by job, whatever the planner knew of the tables when it made the plan.
+FROM taken CROSS JOIN LATERAL (SELECT input, params FROM job_input WHERE job_input.id = taken.id OFFSET 0) AS kept
 
 -- name: get_version
 -- A model version by the ledger's id for it.
@@ -152,8 +177,8 @@ LEFT JOIN (SELECT model_uri, asked_at FROM warm_request WHERE asked_at > $2) AS 
 
 -- name: queued_inputs
 -- Some inputs that are queued for a model URI ($1), from the queues ($2) of all lanes.
-SELECT input_format, input FROM job
-WHERE status = 'queued' AND crashes = 0 AND queue = ANY ($2::text[]) AND model_uri = $1 AND octet_length(input) < 1000000
+SELECT input_format, input FROM job JOIN job_input USING (id)
+WHERE status = 'queued' AND crashes = 0 AND queue = ANY ($2::text[]) AND model_uri = $1 AND input_bytes < 1000000
 LIMIT $3
 
 -- name: ended_in_load
@@ -302,7 +327,7 @@ WHERE job.id = d.id AND job.status = 'dead'
 RETURNING job.page_id AS id, job.model_uri, job.queue, 1 AS jobs
 
 -- name: purge_dead
--- Deletes dead jobs that ended more than $1 seconds ago, and frees their idempotency keys.
+-- Deletes dead jobs that ended more than $1 seconds ago, with their inputs, and frees their idempotency keys.
 -- Keys are locked in the order in which submits lock them.
 WITH doomed AS MATERIALIZED (
     SELECT id FROM job WHERE status = 'dead' AND finished_at <= now() - make_interval(secs => $1)
@@ -312,6 +337,8 @@ WITH doomed AS MATERIALIZED (
     SELECT key FROM idempotency WHERE job_id = ANY (ARRAY(SELECT id FROM doomed)) ORDER BY key FOR UPDATE
 ), freed AS (
     DELETE FROM idempotency WHERE key = ANY (ARRAY(SELECT key FROM locked))
+), emptied AS (
+    DELETE FROM job_input WHERE id = ANY (ARRAY(SELECT id FROM doomed))
 )
 DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM doomed)) RETURNING id
 
@@ -354,7 +381,7 @@ SELECT id, status, result_format, result, error_code, error_message FROM job WHE
 
 -- name: get_input
 -- A job's input as it was stored.
-SELECT input_format, input, params FROM job WHERE id = $1
+SELECT input_format, input, params FROM job JOIN job_input USING (id) WHERE id = $1
 
 -- name: final_among
 -- Which of these jobs are final.

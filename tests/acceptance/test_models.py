@@ -77,7 +77,7 @@ def test_what_a_model_needs(cli: Cli, flowers: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("info", "flower"), 4, "did you mean flowers?"),
+        (("info", "flower"), 4, "did you mean flowers"),
         (("rollback", "iris", "--alias", "nobody"), 2, "versions"),
     ],
 )

@@ -84,7 +84,8 @@ def _report(arguments: argparse.Namespace, attack: Attack, verdict: Verdict, set
     _line("accepted to final", _three(verdict.totals))
     _line("to settle at the end", "did not" if settled is None else f"{settled:.1f}")
     _title("violations")
-    for kind in ("lost", "doubled", "unexpected", "wrong", "illegal", "late", "raised", "ended by itself", "harness"):
+    kinds = ("lost", "doubled", "unexpected", "torn", "wrong", "illegal", "late", "raised")
+    for kind in (*kinds, "ended by itself", "harness"):
         _line(kind, len(verdict.violations.get(kind, ())))
     _show(verdict)
 

@@ -82,6 +82,7 @@ async def test_what_is_in_order_passes(bench: Bench) -> None:
     poison, _ = await bench.accepted("poison")
     await bench.execute("UPDATE job SET status='dead', attempt=3, crashes=3, finished_at=now() WHERE id=$1", poison)
     await bench.submit()  # cut off: nobody was told
+    await bench.execute("DELETE FROM job_input USING job WHERE job.id = job_input.id AND status='queued'")
     await bench.execute("DELETE FROM job WHERE status='queued'")
     await bench.execute("DELETE FROM chaos_rewritten")
     verdict = await bench.judge()
@@ -99,6 +100,8 @@ async def test_each_violation_is_found(bench: Bench) -> None:
     await bench.execute("UPDATE job SET status='failed', finished_at=now() WHERE id=$1", failed)
     again = await bench.good()
     await bench.execute("UPDATE job SET finished_at=now() WHERE id=$1", again)
+    emptied, _ = await bench.accepted()
+    await bench.execute("DELETE FROM job_input WHERE id=$1", emptied)
     refused, _, key = await bench.submit()
     unavailable = LedgerUnavailable()
     unavailable.__cause__ = ConnectionRefusedError()
@@ -108,10 +111,11 @@ async def test_each_violation_is_found(bench: Bench) -> None:
     verdict = await bench.judge()
     found = {kind: {job_id for job_id, _ in of} for kind, of in verdict.violations.items()}
     assert found == {
-        "lost": {gone, open_},
+        "lost": {gone, open_, emptied},
         "wrong": {wrong},
         "illegal": {failed},
         "doubled": {gone, again},
+        "torn": {gone, emptied},
         "unexpected": {refused},
         "raised": {None},
     }

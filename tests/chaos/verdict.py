@@ -46,9 +46,13 @@ CREATE TRIGGER chaos_witness AFTER UPDATE OR DELETE ON job FOR EACH ROW EXECUTE 
 
 _JOBS = """
 SELECT j.id, j.batch_id, j.batch_index, j.model_uri, j.status, j.attempt, j.crashes, j.max_attempts, j.rows,
-       j.created_at, j.finished_at, j.input_format, j.input, j.result_format, j.result, j.error_code, j.error_message,
+       j.created_at, j.finished_at, j.input_format, i.input, j.result_format, j.result, j.error_code, j.error_message,
        v.name AS model, v.version
-FROM job j LEFT JOIN model_version v ON v.id = j.version_id
+FROM job j JOIN job_input i ON i.id = j.id LEFT JOIN model_version v ON v.id = j.version_id
+"""
+_HALVES = """
+SELECT id, CASE WHEN job_input.id IS NULL THEN 'a job without its input' ELSE 'an input without its job' END AS what
+FROM job FULL JOIN job_input USING (id) WHERE job.id IS NULL OR job_input.id IS NULL
 """
 
 Times = tuple[float, float, float]
@@ -120,6 +124,7 @@ async def judge(database_url: str, records: Path, blows: Sequence[Blow], outages
     connection = await asyncpg.connect(database_url)
     try:
         rows = await connection.fetch(_JOBS)
+        halves = await connection.fetch(_HALVES)
         history = await connection.fetch("SELECT * FROM chaos_history ORDER BY job_id, seq")
         rewritten = await connection.fetch("SELECT * FROM chaos_rewritten")
         workers = await connection.fetch("SELECT id, pid FROM worker")
@@ -127,6 +132,8 @@ async def judge(database_url: str, records: Path, blows: Sequence[Blow], outages
         await connection.close()
     verdict.statuses.update(row["status"] for row in rows)
     _compare(verdict, submitted, rows)
+    for half in halves:
+        verdict.against("torn", half["id"], half["what"])
     for row in rewritten:
         verdict.against("doubled", row["job_id"], f"was {row['was']} and was written again as {row['status']}")
     moves: dict[UUID, list[asyncpg.Record]] = defaultdict(list)

@@ -92,7 +92,8 @@ async def test_by_reference_gives_what_by_value_gives(
     assert len(one) == 1000
     assert one["prediction"].nunique() > 1
     kept = await connection.fetch(
-        "SELECT result_format, octet_length(input) AS bytes FROM job WHERE batch_id = $1", by_reference.id
+        "SELECT result_format, octet_length(input) AS bytes FROM job JOIN job_input USING (id) WHERE batch_id = $1",
+        by_reference.id,
     )
     assert {row["result_format"] for row in kept} == {"arrow"}
     assert max(row["bytes"] for row in kept) < 400
@@ -306,8 +307,8 @@ async def test_a_commit_that_is_still_under_way_is_not_doubled(
     async with connection.transaction():
         await connection.execute(
             """INSERT INTO job (id, page_id, batch_id, batch_index, rows, max_attempts, queue, model_uri, input_format,
-                                input)
-               SELECT $2, $2, batch_id, 3, rows, max_attempts, queue, model_uri, input_format, input
+                                input_bytes)
+               SELECT $2, $2, batch_id, 3, rows, max_attempts, queue, model_uri, input_format, input_bytes
                FROM job WHERE batch_id = $1 AND batch_index = 2""",
             batch.id,
             new_id(),
@@ -482,15 +483,21 @@ async def test_chunks_of_one_place_are_one_job_whoever_submits_them(
     client: AsyncClient, ledger: Ledger, rows: Path, connection: asyncpg.Connection
 ) -> None:
     batch = await client.submit_batch(ANY, rows, chunk_rows=500)
-    row = await connection.fetchrow("SELECT input, rows FROM job WHERE batch_index = 0")
-    again = NewJob(
-        id=new_id(),
-        model_uri=ANY,
-        input=EncodedInput("arrow", row["input"], None, row["rows"]),
-        queue=Lane.BULK,
-        max_attempts=3,
-        batch_id=batch.id,
-        batch_index=0,
-    )
-    await ledger.submit([(again.id, again)])
-    assert await indexes(connection, batch.id) == [0, 1]
+    row = await connection.fetchrow("SELECT input, rows FROM job JOIN job_input USING (id) WHERE batch_index = 0")
+    for payload in (row["input"], bytes(3_000_000)):  # by a statement, and by COPY
+        chunks = [
+            NewJob(
+                id=new_id(),
+                model_uri=ANY,
+                input=EncodedInput("arrow", payload, None, row["rows"]),
+                queue=Lane.BULK,
+                max_attempts=3,
+                batch_id=batch.id,
+                batch_index=index,
+            )
+            for index in (0, len(payload))
+        ]
+        await ledger.submit([(chunk.id, chunk) for chunk in chunks])
+        assert await ledger.input(chunks[1].id) == ("arrow", payload, None)
+    assert await indexes(connection, batch.id) == [0, 1, len(row["input"]), 3_000_000]
+    assert await connection.fetchval("SELECT count(*) FROM job_input") == 4, "nothing of what was left out"

@@ -77,8 +77,8 @@ async def test_a_reader(settings: Settings, database_url: str) -> None:
         )
         await connection.execute(
             """INSERT INTO job (id, page_id, batch_id, batch_index, rows, max_attempts, status, queue, model_uri,
-                                input_format, input, result_format, result)
-               SELECT gen_random_uuid(), $1, $1, n, 10000, 3, 'succeeded', 'bulk', 'x', 'arrow', '', 'arrow', $2
+                                input_format, input_bytes, result_format, result)
+               SELECT gen_random_uuid(), $1, $1, n, 10000, 3, 'succeeded', 'bulk', 'x', 'arrow', 0, 'arrow', $2
                FROM generate_series(0, $3::integer - 1) AS n""",
             batch,
             payload,

@@ -313,6 +313,29 @@ async def test_the_view_shows_succeeded_jobs_flat(ledger: Ledger, database_url: 
     assert row["total_ms"] >= row["run_ms"] > 0
 
 
+async def test_however_jobs_are_submitted_their_inputs_are_theirs(ledger: Ledger) -> None:
+    """In one statement or by COPY, jobs that are alike or not."""
+    worker = await living_worker(ledger)
+
+    def one(number: int, params: bytes | None, size: int = 0) -> NewJob:
+        payload = b'{"columns":["a"],"data":[[%d]]}' % number
+        encoded = EncodedInput("split", payload + b" " * size, params, rows=number + 1)
+        return new_job()._replace(input=encoded)
+
+    for jobs in (
+        [one(0, None)],
+        [one(n, b'{"k":1}') for n in range(3)],
+        [one(n, b'{"k":%d}' % n if n else None) for n in range(3)],
+        [one(n, b'{"k":%d}' % n if n else None, 1_500_000) for n in range(3)],
+    ):
+        page = await submit(ledger, *jobs)
+        claimed = await ledger.claim(page, worker, **CAPS | {"max_bytes": 10**9})
+        wanted = [(job.id, job.input.payload, job.input.params, job.input.rows) for job in jobs]
+        assert [(c.id, c.input, c.params, c.rows) for c in claimed] == wanted
+        for job in jobs:
+            assert await ledger.input(job.id) == ("split", job.input.payload, job.input.params)
+
+
 async def test_a_character_that_jsonb_lacks_does_not_break_the_view(ledger: Ledger, database_url: str) -> None:
     worker = await living_worker(ledger)
     page = await submit(ledger, new_job(), new_job())
@@ -364,6 +387,21 @@ async def test_hot_statements_find_their_rows_by_index_in_a_generic_plan(
         assert re.search(must, plan), plan
         assert not re.search(must_not, plan), plan
         await connection.execute("ANALYZE job")
+    await connection.close()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 20, 50])
+async def test_a_claim_looks_up_each_input_however_few_there_were_when_it_was_planned(
+    ledger: Ledger, database_url: str, rows: int
+) -> None:
+    """PostgreSQL would rather read a small table whole, and goes on with its plan when the table has grown."""
+    connection = await asyncpg.connect(database_url, server_settings=_SERVER_SETTINGS)
+    if rows:
+        await submit(ledger, *(new_job() for _ in range(rows)))
+    await connection.execute("ANALYZE job; ANALYZE job_input")
+    await connection.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE hot AS {queries()['claim']}")
+    plan = "\n".join(row[0] for row in await connection.fetch("EXPLAIN EXECUTE hot(NULL, NULL, 9, 9, 9)"))
+    assert re.search(r"Index Scan using job_input_pkey on job_input .*\n *Index Cond: \(id = taken.id\)", plan), plan
     await connection.close()
 
 

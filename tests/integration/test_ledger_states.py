@@ -131,7 +131,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.numbers = count(1)
         self.seen_in_hour: dict[UUID, int] = {}
         self.workers = [new_id() for _ in range(3)]
-        self.call(world.stage.execute("TRUNCATE job, worker; UPDATE clock.passed SET hours = 0"))
+        self.call(world.stage.execute("TRUNCATE job, job_input, worker; UPDATE clock.passed SET hours = 0"))
         for slot in range(3):
             self.beat(slot)
 
@@ -399,7 +399,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_is_as_expected(self) -> None:
-        rows = [dict(r) for r in self.call(self.world.stage.fetch("SELECT * FROM job"))]
+        rows = [dict(r) for r in self.call(self.world.stage.fetch("SELECT * FROM job FULL JOIN job_input USING (id)"))]
         assert sorted(row["id"] for row in rows) == sorted(self.expected), "lost, doubled or never submitted"
         for row in rows:
             self.row_is_as_expected(row, self.expected[row["id"]])

@@ -55,6 +55,33 @@ async def test_one_that_fails_leaves_nothing_behind(empty_url: str, monkeypatch:
     assert (await migration_state(empty_url)).applied == NAMES
 
 
+async def test_inputs_move_to_a_table_of_their_own(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tuple((name, text) for name, text in migrations() if name < "0008")
+    monkeypatch.setattr(module, "migrations", lambda: before)
+    await migrate(empty_url)
+    monkeypatch.undo()
+    connection = await asyncpg.connect(empty_url)
+    await connection.execute(
+        """INSERT INTO job (id, page_id, rows, max_attempts, status, queue, model_uri, result_format, result,
+                            input_format, input, params)
+           SELECT gen_random_uuid(), gen_random_uuid(), n, 3, CASE WHEN n % 2 = 0 THEN 'succeeded' ELSE 'queued' END,
+                  'bulk', 'models:/a/1', 'json', '[1]', 'split',
+                  convert_to(json_build_object('n', n, 's', repeat('x', n * 3))::text, 'UTF8'),
+                  CASE WHEN n % 3 = 0 THEN convert_to(json_build_object('k', n)::text, 'UTF8') END
+           FROM generate_series(1, 1000) AS n"""
+    )
+    kept = "SELECT id, input, params FROM {} ORDER BY id"
+    inputs = await connection.fetch(kept.format("job"))
+    predictions = await connection.fetch("SELECT * FROM model_predictions ORDER BY job_id")
+    assert await migrate(empty_url)
+    assert await connection.fetch(kept.format("job_input")) == inputs
+    assert await connection.fetch("SELECT * FROM model_predictions ORDER BY job_id") == predictions
+    sizes = "SELECT count(*) FROM job JOIN job_input USING (id) WHERE input_bytes = octet_length(input)"
+    assert await connection.fetchval(sizes) == len(predictions) * 2 == 1000
+    assert await connection.fetchval("SELECT pg_table_size('job')") < 500_000, "the inputs' 1.5 MB are gone from it"
+    await connection.close()
+
+
 async def test_one_outside_a_transaction(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await migrate(empty_url)
     text = "-- no transaction\nCREATE INDEX CONCURRENTLY job_test ON job (created_at);"

@@ -107,7 +107,7 @@ async def test_a_worker_hands_over_what_came_before_the_tag_was_known(
     singles = [await client.submit("models:/straight/latest", ROW, lane=lane) for lane in Lane]
     said = [await asyncio.to_thread(run_page, process, job.id) for job in singles]
     assert said == [f"1 handed to {GPU}"] * 2
-    assert not process.models.loaded(), "it did not even load it"
+    assert not process.models.versions(), "it did not even load it"
     now = [await client.get(job) for job in singles]
     assert [(j.status, j.lane, j.attempt, j.crashes) for j in now] == [
         (JobStatus.QUEUED, "interactive", 1, 0),
@@ -262,8 +262,8 @@ async def test_the_ledger_moves_jobs_to_the_queue_that_the_workers_would(
     version = ModelVersion(name="x", version="1", created_ms=1, source="s", run_id=None, experiment_id=None)
     await ledger.point(uri, version, ModelTags(queue=own))
     await ledger._pool.execute(
-        """INSERT INTO job (id, page_id, rows, max_attempts, queue, model_uri, input_format, input)
-           VALUES ($1, $1, 1, 3, $2, $3, 'split', '\\x7b7d')""",
+        """INSERT INTO job (id, page_id, rows, max_attempts, queue, model_uri, input_format, input_bytes)
+           VALUES ($1, $1, 1, 3, $2, $3, 'split', 2)""",
         page,
         queue,
         uri,

@@ -43,6 +43,25 @@ async def break_the_commit_of(submit: Any, database_url: str, eventually: Callab
     return await task
 
 
+@pytest.mark.parametrize("rows", [1, 130_000])  # by a statement, and by COPY
+async def test_a_connection_that_breaks_between_a_job_and_its_input_leaves_neither(
+    client: AsyncClient, database_url: str, eventually: Callable[..., Any], rows: int
+) -> None:
+    holder, watcher = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
+    end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE relation = 'job_input'::regclass AND NOT granted"
+    async with holder.transaction():
+        await holder.execute("LOCK TABLE job_input IN SHARE MODE")
+        submit = asyncio.create_task(client.submit(MODEL, split(*[SETOSA] * rows)))
+        await eventually("the submit waits for the inputs' table", lambda: watcher.fetchval(end))
+        await eventually("it is tried again", lambda: watcher.fetchval(end))
+        assert await watcher.fetchval("SELECT count(*) FROM job") == 0
+    job = await submit
+    kept = await watcher.fetch("SELECT job.id, job_input.id, job.rows FROM job FULL JOIN job_input USING (id)")
+    assert [tuple(row) for row in kept] == [(job.id, job.id, rows)]
+    await holder.close()
+    await watcher.close()
+
+
 async def test_a_broken_commit_is_not_taken_for_the_job_that_an_expired_key_had(
     client: AsyncClient, database_url: str, eventually: Callable[..., Any]
 ) -> None:

@@ -146,8 +146,8 @@ async def test_a_waiting_backlog_is_published_again_only_when_its_messages_are_g
     pages = [oldest_id_at(time.time() - seconds) for seconds in range(200, 100, -1)]
     connection = await asyncpg.connect(database_url)
     await connection.execute(
-        """INSERT INTO job (id, page_id, rows, max_attempts, queue, model_uri, input_format, input)
-           SELECT gen_random_uuid(), page_id, 1, 3, 'bulk', 'models:/a/1', 'split', '\\x7b7d'
+        """INSERT INTO job (id, page_id, rows, max_attempts, queue, model_uri, input_format, input_bytes)
+           SELECT gen_random_uuid(), page_id, 1, 3, 'bulk', 'models:/a/1', 'split', 2
            FROM unnest($1::uuid[]) AS page_id, generate_series(1, 1000)""",
         pages,
     )
@@ -197,7 +197,12 @@ async def test_what_goes_first_is_missed_although_its_lane_has_an_older_backlog(
 
 
 async def test_dead_jobs_can_be_tried_again_or_deleted(
-    client: AsyncClient, ledger: Ledger, redis_url: str, iris_model: str, eventually: Callable[..., Any]
+    client: AsyncClient,
+    ledger: Ledger,
+    database_url: str,
+    redis_url: str,
+    iris_model: str,
+    eventually: Callable[..., Any],
 ) -> None:
     jobs = [await client.submit("models:/iris/1", split(SETOSA)) for _ in range(2)]
     for _ in range(3):
@@ -215,6 +220,9 @@ async def test_dead_jobs_can_be_tried_again_or_deleted(
     assert await client.purge_dead(older_than_seconds=3600) == 0
     assert await client.purge_dead() == 1
     assert [job.id for job in await client.list()] == [jobs[0].id]
+    connection = await asyncpg.connect(database_url)
+    assert [row["id"] for row in await connection.fetch("SELECT id FROM job_input")] == [jobs[0].id]
+    await connection.close()
 
 
 def test_a_worker_survives_the_end_of_redis_with_messages_in_its_hands(home: Path) -> None:
