@@ -60,8 +60,8 @@ class OtherQueue(PyFunQError):
     code = "other_queue"
     retryable = True
 
-    def __init__(self, own: str) -> None:
-        super().__init__(f"jobs of this model wait in {own}")
+    def __init__(self, own: str = "") -> None:
+        super().__init__(f"jobs of this model wait in {own or 'a queue of its own'}")
         self.own = own
 
 

@@ -55,6 +55,7 @@ def one_row_each() -> Iterator[pd.DataFrame]:
         yield pd.DataFrame({"x": [float(x)]})
 
 
+@pytest.mark.slow
 def test_what_was_queued_goes_on_after_a_stop_and_after_a_kill(home: Path, until: Callable[..., Any]) -> None:
     options = {"PYFUNQ_BATCH_MAX_JOBS": "1", "PYFUNQ_STALE_SECONDS": "3", "PYFUNQ_HEARTBEAT_SECONDS": "1"}
     options |= {"PYFUNQ_RESCUE_SECONDS": "1", "PYFUNQ_PUBLISH_GRACE_SECONDS": "1"}
