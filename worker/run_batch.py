@@ -262,6 +262,8 @@ def _confidence(model: Model, jobs: Sequence[ClaimedJob], frame: Any) -> list[li
         return [None] * len(jobs)
     try:
         highest = [float(p) for p in model.call(jobs, lambda: score(frame)).max(axis=1)]
+    except (TimedOut, Withdrawn, Drained):
+        raise
     except Exception as exc:  # a score is an extra: the prediction stands without it
         log.warning("no confidence scores from %s: %s", model.version, type(exc).__name__)
         return [None] * len(jobs)
