@@ -206,11 +206,13 @@ async def test_what_ended_a_process_is_not_tried_again_at_once(
         await watch(answer)
         version = (await ledger.asked_models([uri], await ledger.clock()))[0].wanted
         assert version is not None
-        await ledger.begin_load(dead.id, uri, version[0], pause_seconds=3.0)
+        await ledger.begin_load(dead.id, uri, version[0], pause_seconds=300.0)
         dead.close()
     async with answering(patient, ledger) as answer:
         assert await answer(uri) == 3.0
         assert await ledger.ended_in_load(os.uname().nodename, version[0])
+        assert await answer(uri) == 3.0
+        await ledger.begin_load(dead.id, uri, version[0], pause_seconds=0.0)
         await eventually("after a while it is tried", lambda: answer.becomes(uri, 6.0))
 
 
