@@ -29,7 +29,7 @@ from pyfunq.local.server import EmbeddedServer, free_port, is_free
 from pyfunq.migrate import migrate
 from pyfunq.settings import Settings
 
-_READY_SECONDS = 60.0
+_READY_SECONDS = 180.0
 _FLOWER_PORT = 5555
 _SETTLED_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -220,7 +220,7 @@ def _launch(
     *,
     stop_seconds: float = 5.0,
 ) -> GuardedProcess:
-    """Starts a program and waits until it is ready; ends it if it is not within a minute."""
+    """Starts a program and waits until it is ready; ends it if it is not within three minutes."""
     process = stack.state.start(
         name, command, env={**child_environment(stack.settings), **(environment or {})}, stop_seconds=stop_seconds
     )

@@ -175,7 +175,7 @@ def iris_model(register: RegisterModel) -> str:
 def eventually() -> Callable[..., Any]:
     """Waits until a condition holds: `await eventually(what, condition, seconds)`; the condition may be async."""
 
-    async def wait(what: str, condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    async def wait(what: str, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while True:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 READY_SECONDS = 60.0
 
 
-def until(what: str, condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(what: str, condition: Callable[[], Any], seconds: float = 90.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (held := condition()):
         if time.monotonic() > deadline:
@@ -60,7 +60,7 @@ class Program:
             return sorted(child.pid for child in psutil.Process(self.pid).children())
         return []
 
-    def stop(self, seconds: float = 30.0) -> int:
+    def stop(self, seconds: float = 90.0) -> int:
         """As an operator does; returns its exit code."""
         self.process.send_signal(signal.SIGTERM)
         try:

@@ -35,7 +35,7 @@ class Program:
     process: subprocess.Popen[str]
     said: list[str] = field(default_factory=list)
 
-    def wait_for(self, text: str, seconds: float = 60.0) -> str:
+    def wait_for(self, text: str, seconds: float = 180.0) -> str:
         deadline = time.monotonic() + seconds
         while True:
             for line in self.said:
@@ -47,7 +47,7 @@ class Program:
                 pytest.fail(f"not within {seconds:g} s: {text!r} in\n" + "\n".join(self.said))
             threading.Event().wait(0.05)
 
-    def stop(self, signal_number: int = signal.SIGINT, seconds: float = 60.0) -> int:
+    def stop(self, signal_number: int = signal.SIGINT, seconds: float = 120.0) -> int:
         self.process.send_signal(signal_number)
         return self.process.wait(seconds)
 
@@ -145,7 +145,7 @@ class Cli:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == code, f"exit code {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
@@ -164,7 +164,7 @@ def cli(up: Path) -> Cli:
 def until() -> Callable[..., Any]:
     """Waits until a condition holds: `until(what, condition, seconds)`."""
 
-    def wait(what: str, condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    def wait(what: str, condition: Callable[[], Any], seconds: float = 90.0) -> Any:
         deadline = time.monotonic() + seconds
         while not (held := condition()):
             if time.monotonic() > deadline:

@@ -99,7 +99,7 @@ class Ground:
         inputs = [{"dataframe_split": {"columns": ["x"], "data": [[x]]}} for x in xs]
         return self.client.submit_many(MODEL, inputs, **options)
 
-    def ends(self, jobs: list[Job], seconds: float = 60.0) -> list[Job]:
+    def ends(self, jobs: list[Job], seconds: float = 120.0) -> list[Job]:
         return [self.client.wait(job, seconds) for job in jobs]
 
     def all_succeeded_once(self, jobs: list[Job]) -> list[Job]:

@@ -61,7 +61,7 @@ class Own:
     def submit(self, x: float, model: str = MODEL) -> Job:
         return self.client.submit(model, {"dataframe_split": {"columns": ["x"], "data": [[x]]}})
 
-    def ended(self, jobs: list[Job], seconds: float = 30.0) -> list[Job]:
+    def ended(self, jobs: list[Job], seconds: float = 90.0) -> list[Job]:
         deadline = time.monotonic() + seconds
         return [self.client.wait(job, max(0.1, deadline - time.monotonic())) for job in jobs]
 
