@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5
 _AT_ONCE = 4
 _LONGEST_PAUSE_SECONDS = 300.0
+_MOST_DOUBLINGS = 20
 _SAMPLE = 200
 
 
@@ -127,15 +128,15 @@ class Preparer:
         key = (model_uri, version.identity)
         tried = self._tries.setdefault(key, _Try())
         tried.tries += 1
-        pause = min(_LONGEST_PAUSE_SECONDS, self._pause_seconds * 2 ** (tried.tries - 1))
+        pause = min(_LONGEST_PAUSE_SECONDS, self._pause_seconds * 2 ** min(tried.tries - 1, _MOST_DOUBLINGS))
         try:
             with self._slots:
                 self._switch_when_fit(model_uri, version, pause)
             del self._tries[key]
         except PyFunQError as exc:
-            tried.due = time.monotonic() + pause
             log.warning("%s is not ready for %s, tried again in %g s: %s", version, model_uri, pause, exc)
-        finally:
+        finally:  # also after what nobody foresaw it waits before it is tried again
+            tried.due = time.monotonic() + pause
             self._preparing.discard(key)
 
     def _switch_when_fit(self, model_uri: str, version: ModelVersion, pause: float) -> None:
