@@ -25,6 +25,8 @@ from worker import model_wire
 _PROGRAM = Path(__file__).with_name("model_program.py")
 _END_SECONDS = 1.0
 """What a process gets to end by itself when it is not needed any more."""
+_EXIT_SECONDS = 10.0
+"""What a process that has closed its end gets, to say with which code it ends."""
 # With which an exception of the model's must still be recognised; the first that fits.
 _BASES = (ModuleNotFoundError, ConnectionError, TimeoutError)
 
@@ -177,9 +179,11 @@ class _Child:
     def crashed(self) -> ModelCrashed:
         """Says how it ended, and makes sure that it did."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
-        self.end(0.0)
+            self._process.wait(_EXIT_SECONDS)
         code = self._process.returncode
+        self.end(0.0)
+        if code is None:
+            return ModelCrashed("the model's process closed its connection and did not end")
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return ModelCrashed(f"the model's process ended ({how})", killed=code == -signal.SIGKILL)
 

@@ -66,6 +66,9 @@ class Moods(PythonModel):
             os.kill(os.getpid(), signal.SIGSEGV)
         if what == "exit":
             sys.exit(3)
+        if what == "close":
+            os.closerange(3, 100)
+            time.sleep(600)
         if what == "hang":
             print("hanging", flush=True)
             time.sleep(600)
@@ -249,11 +252,23 @@ def test_what_a_model_raises_is_told_from_what_is_away(loaded: LoadedModel) -> N
     assert loaded.predict(asked("pid"), None) == [loaded.own.pid], "it goes on after what it raised"
 
 
-@pytest.mark.parametrize(("what", "how"), [("kill", "signal 11"), ("exit", "exit code 3")])
-def test_a_process_that_ends_in_a_call_is_replaced_by_the_next(loaded: LoadedModel, what: str, how: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "how"),
+    [
+        ("kill", r"ended \(signal 11\)"),
+        ("exit", r"ended \(exit code 3\)"),
+        ("close", "closed its connection and did not end"),
+    ],
+)
+def test_a_process_that_ends_in_a_call_is_replaced_by_the_next(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, what: str, how: str
+) -> None:
+    if what == "close":
+        monkeypatch.setattr("worker.own_process._EXIT_SECONDS", 0.5)
     (before,) = loaded.predict(asked("pid"), None)
-    with pytest.raises(ModelCrashed, match=rf"the model's process ended \({how}\)"):
+    with pytest.raises(ModelCrashed, match=f"the model's process {how}") as crash:
         loaded.predict(asked(what), None)
+    assert not crash.value.killed, "as one that uses too much memory"
     assert not children()
     (after,) = loaded.predict(asked("pid"), None)
     assert after != before

@@ -82,6 +82,7 @@ def _index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for tool in ("PIP", "UV"):
         monkeypatch.setenv(f"{tool}_FIND_LINKS", str(wheels))
         monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
+        monkeypatch.delenv(f"{tool}_CONSTRAINT", raising=False)  # of this environment, not of a model's
 
 
 @pytest.fixture
