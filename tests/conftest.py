@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 from redis import Redis
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.update(
     {
@@ -40,6 +41,18 @@ from pyfunq.ledger import Ledger
 from pyfunq.local import EmbeddedMLflow, EmbeddedPostgres, EmbeddedRedis, StateDirectory
 from pyfunq.migrate import migrate
 from pyfunq.settings import Settings
+
+
+class _FilesApart(LoadScopeScheduling):
+    """With `-n`, a file's tests stay together, and so do all those that share one `pyfunq up`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/acceptance" if file.startswith("tests/acceptance/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _FilesApart(config, log)
 
 
 @dataclass(frozen=True)

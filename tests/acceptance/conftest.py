@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from producer.demo_models import DIABETES, IRIS, DemoModels
+from pyfunq.environment import load_settings
+from pyfunq.settings import Settings
 
 PYFUNQ = Path(sys.executable).with_name("pyfunq")
 COLUMNS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
@@ -61,6 +63,12 @@ def environment_for(home: Path, **more: str) -> dict[str, str]:
     """Without what MLflow left here: its set_tracking_uri sets MLFLOW_TRACKING_URI for child processes."""
     inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return {**inherited, "PYFUNQ_HOME": str(home), **more}
+
+
+def settings_of(home: Path) -> Settings:
+    """What a program with this state directory has, likewise."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return load_settings(home=home)
 
 
 _started: list[Program] = []

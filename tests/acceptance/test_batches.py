@@ -8,8 +8,7 @@ import pytest
 
 from producer.demo_models import diabetes
 from pyfunq.client import Client
-from pyfunq.environment import load_settings
-from tests.acceptance.conftest import Cli, start
+from tests.acceptance.conftest import Cli, settings_of, start
 
 MODEL = "models:/diabetes/Production"
 
@@ -88,7 +87,7 @@ def test_bad_files_are_refused_before_anything_is_submitted(cli: Cli, frame: pd.
 def test_rows_of_a_failed_job_are_nulls_in_their_place(cli: Cli, up: Path, tmp_path: Path) -> None:
     x, _ = diabetes()
     wrong = x.assign(bmi=float("nan"))  # which the signature allows and Ridge does not
-    with Client(load_settings(home=up)) as client:
+    with Client(settings_of(up)) as client:
         frames = [wrong.head(10), x.head(10), wrong.head(5)]
         batch = client.submit_batch("models:/diabetes/1", frames, chunk_rows=10)
         done = client.wait_batch(batch, 30)

@@ -15,8 +15,8 @@ import pytest
 from mlflow.pyfunc import PythonModel
 
 from pyfunq.client import Client
-from pyfunq.environment import load_settings
 from pyfunq.job import Batch, Lane
+from tests.acceptance.conftest import settings_of
 from tests.conftest import RegisterModel
 
 CHUNK_SECONDS = 0.1
@@ -47,7 +47,7 @@ def steady(up: Path) -> list[str]:
 
 @pytest.fixture
 def client(up: Path) -> Iterator[Client]:
-    with Client(load_settings(home=up)) as opened:
+    with Client(settings_of(up)) as opened:
         yield opened
 
 

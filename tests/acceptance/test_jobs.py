@@ -14,8 +14,7 @@ import pytest
 from redis import Redis
 
 from pyfunq.client import Client
-from pyfunq.environment import load_settings
-from tests.acceptance.conftest import COLUMNS, SETOSA, VIRGINICA, Cli, environment_for, split
+from tests.acceptance.conftest import COLUMNS, SETOSA, VIRGINICA, Cli, environment_for, settings_of, split
 
 IRIS = "models:/iris@champion"
 
@@ -52,7 +51,7 @@ def test_each_of_mlflows_formats(cli: Cli, inputs: dict[str, Any], tmp_path: Pat
 @pytest.fixture(scope="module")
 def count(up: Path) -> Iterator[Callable[[], int]]:
     """How many jobs the ledger has; of a model whose signature it knows."""
-    with Client(load_settings(home=up)) as client:
+    with Client(settings_of(up)) as client:
         client.result(client.submit(IRIS, json.loads(split(SETOSA))))
         yield lambda: len(client.list(limit=1000))
 
@@ -183,7 +182,7 @@ def test_a_final_job_stays_final_when_cancelled(cli: Cli) -> None:
 def test_the_library_finds_the_running_servers(up: Path) -> None:
     import pandas as pd
 
-    with Client(load_settings(home=up)) as client:
+    with Client(settings_of(up)) as client:
         df = pd.DataFrame([SETOSA, VIRGINICA], columns=COLUMNS, index=["a", "b"])
         answer = client.predict(IRIS, df, timeout=30)
         jobs = client.submit_many(IRIS, [json.loads(split(SETOSA))] * 3)

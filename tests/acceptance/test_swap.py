@@ -18,10 +18,10 @@ from sklearn.linear_model import LinearRegression
 
 from pyfunq.client import AsyncClient
 from pyfunq.entries import LoadFailure
-from pyfunq.environment import load_settings
 from pyfunq.job import Job
 from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
+from tests.acceptance.conftest import settings_of
 from tests.conftest import RegisterModel
 
 RATE = 200
@@ -76,7 +76,7 @@ def swapped(up: Path) -> Settings:
     """`swapped`: version v answers v times x, the third cannot be loaded."""
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers have no tests to import it from
     before = mlflow.get_tracking_uri()
-    settings = load_settings(home=up)
+    settings = settings_of(up)
     register = RegisterModel(settings.mlflow)
     x = pd.DataFrame({"x": [0.0, 1.0, 2.0]})
     for factor in (1.0, 2.0):

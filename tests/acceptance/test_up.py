@@ -16,9 +16,8 @@ import pytest
 from mlflow.pyfunc import PythonModel
 
 from pyfunq.client import Client
-from pyfunq.environment import load_settings
 from pyfunq.job import JobStatus
-from tests.acceptance.conftest import Cli, start
+from tests.acceptance.conftest import Cli, settings_of, start
 from tests.conftest import Servers
 
 JOBS = 60
@@ -66,7 +65,7 @@ def test_what_was_queued_goes_on_after_a_stop_and_after_a_kill(home: Path, until
     mlflow.set_experiment("slow")
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker has no tests to import it from
     mlflow.pyfunc.log_model(python_model=Slow(), name="slow", registered_model_name="slow", pip_requirements=[])
-    with Client(load_settings(home=home)) as client:
+    with Client(settings_of(home)) as client:
         batch = client.submit_batch("models:/slow/1", one_row_each(), chunk_rows=1)
         until("some are done", lambda: client.get_batch(batch).finished >= 5)
     begun = time.monotonic()
@@ -78,7 +77,7 @@ def test_what_was_queued_goes_on_after_a_stop_and_after_a_kill(home: Path, until
 
     program = start(home, "up", **options)
     program.wait_for("ready; state in")
-    with Client(load_settings(home=home)) as client:
+    with Client(settings_of(home)) as client:
         before = client.get_batch(batch)
         assert before.finished < JOBS, "there was something left to go on with"
         assert JobStatus.FAILED not in before.counts, client.list(batch=batch, status="failed")[0].error
@@ -89,7 +88,7 @@ def test_what_was_queued_goes_on_after_a_stop_and_after_a_kill(home: Path, until
 
     program = start(home, "up", **options)
     program.wait_for("ready; state in")
-    with Client(load_settings(home=home)) as client:
+    with Client(settings_of(home)) as client:
         done = client.wait_batch(batch, timeout=60)
         assert done.counts == {JobStatus.SUCCEEDED: JOBS}
         answers = [part.result for part in client.batch_results(batch)]
