@@ -35,6 +35,10 @@ def beat_command(home: Path) -> list[str]:
     ]
 
 
+def api_command(*, host: str, port: int) -> list[str]:
+    return [sys.executable, "-m", "producer.api", "--host", host, "--port", str(port)]
+
+
 def flower_command(*, address: str, port: int, extra: Sequence[str] = ()) -> list[str]:
     columns = f"--tasks_columns={_FLOWER_COLUMNS}"
     return [*_CELERY, "flower", f"--address={address}", f"--port={port}", columns, *extra]

@@ -24,8 +24,10 @@ class BatchLedger(ABC):
     @abstractmethod
     async def _execute(self, query: str, *args: Any) -> None: ...
 
-    async def open_batch(self, batch_id: UUID, model_uri: str, source: str, cut: Cut | None = None) -> None:
-        await self._execute("open_batch", batch_id, model_uri, source, cut and cut.to_json())
+    async def open_batch(
+        self, batch_id: UUID, model_uri: str, source: str, cut: Cut | None = None, tenant_id: int = 0
+    ) -> None:
+        await self._execute("open_batch", batch_id, model_uri, source, cut and cut.to_json(), tenant_id)
 
     async def close_batch(self, batch_id: UUID) -> bool:
         """Notes that all of it is committed; False if submitting was ended by somebody else before."""

@@ -23,7 +23,7 @@ from pyfunq.inputs import EncodedInput, encode_params
 from pyfunq.job import STOPPED, Batch, JobError, Lane
 from pyfunq.lanes import queues_of
 from pyfunq.ledger import Ledger
-from pyfunq.limits import JobLimits
+from pyfunq.options import JobOptions
 from pyfunq.outcomes import BatchPart, batch_part
 from pyfunq.publishing import AsyncPublisher
 from pyfunq.settings import Settings
@@ -100,13 +100,13 @@ class AsyncBatches:
         `resume` submits the rest, with the options that the batch was begun with. When the data are at fault, or the
         source is no file, the jobs that still wait are cancelled. Either way the error is raised.
         """
-        limits = JobLimits.of(None, timeout, retries)
+        options = JobOptions.of(None, timeout, retries)
         model_uri, signature = await self._model(model)
         encoded = encode_params(params)
         if resume is None:
             opened = await asyncio.to_thread(self._open, source, by_reference, signature)
             queue = await self._queue(self._line(valid_lane(lane), model_uri))
-            cut = self._cut(opened, by_reference, chunk_rows, queue, encoded, limits)
+            cut = self._cut(opened, by_reference, chunk_rows, queue, encoded, options)
             batch_id = new_id()
             await self._ledger.open_batch(batch_id, model_uri, _describe(source), cut if opened.file else None)
         else:
@@ -128,7 +128,7 @@ class AsyncBatches:
         chunk_rows: int | None,
         queue: str,
         params: bytes | None,
-        limits: JobLimits,
+        options: JobOptions,
     ) -> Cut:
         return Cut(
             by_reference=by_reference,
@@ -137,8 +137,8 @@ class AsyncBatches:
             rows=opened.rows or 0,
             queue=queue,
             params=params.decode() if params else None,
-            timeout_seconds=limits.timeout_seconds,
-            retries=limits.retries,
+            timeout_seconds=options.timeout_seconds,
+            retries=options.retries,
             source=opened.file or {},
         )
 

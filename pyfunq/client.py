@@ -12,6 +12,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast, overload
 from uuid import UUID
 
+import orjson
+
 from pyfunq.admission import Admission
 from pyfunq.batches import AsyncBatches, batch_id_of, valid_lane
 from pyfunq.entries import NewJob, StoredResult, request_digest
@@ -22,10 +24,10 @@ from pyfunq.inputs import EncodedInput, encode_input
 from pyfunq.job import Batch, Job, JobStatus, Lane
 from pyfunq.lanes import lane_of, line, line_of
 from pyfunq.ledger import Ledger
-from pyfunq.limits import JobLimits
 from pyfunq.many_inputs import LikeBefore, encode_alike
 from pyfunq.migrate import require_current
 from pyfunq.model_uri import check_allowed, parse_model_uri
+from pyfunq.options import JobOptions
 from pyfunq.outcomes import BatchPart, decoded
 from pyfunq.publishing import AsyncPublisher
 from pyfunq.results import with_index
@@ -104,19 +106,25 @@ class AsyncClient(AsyncBatches):
         timeout: float | timedelta | None = None,  # noqa: ASYNC109
         retries: int = 0,
         idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Job:
         """Accepts one job: when this returns, it is committed.
 
         `inputs`: a mapping with one of MLflow's `dataframe_split`, `dataframe_records`, `instances` or `inputs`, a
         DataFrame or an Arrow table. `expires_in`: seconds after which it is no longer worth predicting. `timeout`:
         seconds that predicting it may take. `retries`: how often it is tried again when it fails. With
-        `idempotency_key` (1 to 255 characters) the same request returns the same job, as it is now. Raises
-        InvalidModelURI, ModelNotAllowed, InvalidInput, InputTooLarge, IdempotencyConflict, BacklogFull or
-        LedgerUnavailable, and has accepted nothing; or AcceptanceUnknown.
+        `idempotency_key` (1 to 255 characters) the same request returns the same job, as it is now. `metadata`: an
+        object of at most 16 KB as JSON, which comes back with the job. Raises InvalidModelURI, ModelNotAllowed,
+        InvalidInput, InputTooLarge, IdempotencyConflict, BacklogFull or LedgerUnavailable, and has accepted nothing;
+        or AcceptanceUnknown.
         """
-        limits = JobLimits.of(expires_in, timeout, retries, idempotency_key)
-        lane = valid_lane(lane)
-        (new,) = await self._new_jobs(model, [inputs], params, lane, limits)
+        options = JobOptions.of(expires_in, timeout, retries, idempotency_key, metadata)
+        return await self._submit(model, inputs, params, valid_lane(lane), options)
+
+    async def _submit(
+        self, model: str, inputs: Any, params: Mapping[str, Any] | None, lane: Lane, options: JobOptions
+    ) -> Job:
+        (new,) = await self._new_jobs(model, [inputs], params, lane, options)
         if new.idempotency_key:
             new = new._replace(request=request_digest(new.model_uri, lane, inputs, params, new.input))
         try:
@@ -128,7 +136,7 @@ class AsyncClient(AsyncBatches):
             return await self.get(other)
         self._finished.expect([new.id])
         others = await self._submitter.submit([new])
-        return await self.get(others[new.id]) if others else _as_job(new)
+        return await self.get(others[new.id]) if others else _as_job(new, options.tenant)
 
     async def submit_many(
         self,
@@ -143,7 +151,7 @@ class AsyncClient(AsyncBatches):
     ) -> Sequence[Job]:
         """Accepts one job for each of the inputs, all or none; see `submit`."""
         lane = valid_lane(lane)
-        new = await self._new_jobs(model, inputs, params, lane, JobLimits.of(expires_in, timeout, retries))
+        new = await self._new_jobs(model, inputs, params, lane, JobOptions.of(expires_in, timeout, retries))
         if new:
             await self._admission.admit(line_of(new[0].queue), len(new))
             self._finished.expect(job.id for job in new[:_EXPECTED_AT_ONCE])
@@ -156,7 +164,7 @@ class AsyncClient(AsyncBatches):
         inputs: Iterable[Any],
         params: Mapping[str, Any] | None,
         lane: Lane,
-        limits: JobLimits,
+        options: JobOptions,
     ) -> Sequence[NewJob]:
         model_uri, signature = await self._model(model)
         encoded = self._encode_all(inputs, params, signature, lane)
@@ -168,10 +176,12 @@ class AsyncClient(AsyncBatches):
                 input=one,
                 queue=queue,
                 max_attempts=self._settings.max_attempts,
-                expires_at=limits.expires_at,
-                timeout_seconds=limits.timeout_seconds,
-                retries=limits.retries,
-                idempotency_key=limits.idempotency_key,
+                expires_at=options.expires_at,
+                timeout_seconds=options.timeout_seconds,
+                retries=options.retries,
+                idempotency_key=options.idempotency_key,
+                tenant_id=options.tenant_id,
+                metadata=options.metadata,
             )
             for one in encoded
         ]
@@ -467,7 +477,7 @@ class SubmittedJobs(Sequence[Job]):
         return repr(list(self))
 
 
-def _as_job(job: NewJob) -> Job:
+def _as_job(job: NewJob, tenant: str | None = None) -> Job:
     return Job(
         id=job.id,
         status=JobStatus.QUEUED,
@@ -481,4 +491,6 @@ def _as_job(job: NewJob) -> Job:
         timeout_seconds=job.timeout_seconds,
         retries=job.retries,
         batch_id=job.batch_id,
+        tenant=tenant,
+        metadata=None if job.metadata is None else orjson.loads(job.metadata),
     )

@@ -44,6 +44,12 @@ class InputTooLarge(InvalidInput):
     code = "input_too_large"
 
 
+class MalformedInput(InvalidInput):
+    """The input is not strict JSON."""
+
+    code = "malformed_input"
+
+
 class InvalidModelURI(PyFunQError):
     """This is not a model URI; use models:/<name>/<version or stage>, models:/<name>@<alias>, models:/<name>/latest."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
-from pyfunq.errors import InputTooLarge, InvalidInput, NotConfigured
+from pyfunq.errors import InputTooLarge, InvalidInput, MalformedInput, NotConfigured
 from pyfunq.signature import Signature, shown_name
 
 if TYPE_CHECKING:
@@ -75,25 +75,32 @@ def encode_input(
     return _measured(encode_table(table, encode_params(params)), max_bytes)
 
 
-def encode_params(params: Mapping[str, Any] | None) -> bytes | None:
-    """The canonical JSON of `params`, an object; None where there are none."""
+def encode_params(params: Mapping[str, Any] | None, *, name: str = "params") -> bytes | None:
+    """The canonical JSON of `params`, an object; None where there are none. `name` is what errors call it."""
     if params is not None and not isinstance(params, Mapping):
-        raise InvalidInput(f"params must be an object, got {type(params).__name__}", field="params")
+        raise InvalidInput(f"{name} must be an object, got {type(params).__name__}", field=name)
     if not params:
         return None
     plain = dict(params)
-    check_json(plain, "params")
-    return _dumps(plain, "params", orjson.OPT_SORT_KEYS)
+    check_json(plain, name)
+    return _dumps(plain, name, orjson.OPT_SORT_KEYS)
 
 
 def parse_json_input(text: bytes | str, *, max_bytes: int) -> dict[str, Any]:
     """The JSON object that a program or a caller over HTTP sent, parsed strictly.
 
     Refuses NaN and infinities, keys that come twice, nesting deeper than MAX_DEPTH, and anything but an
-    object. Raises InvalidInput, InputTooLarge.
+    object. Raises MalformedInput, InputTooLarge.
     """
     size = len(text) if isinstance(text, bytes) else len(text.encode("utf-8", "surrogatepass"))
     _check_size(size, max_bytes)
+    try:
+        return _parsed(text)
+    except InvalidInput as error:
+        raise MalformedInput(error.message, field=error.field) from None
+
+
+def _parsed(text: bytes | str) -> dict[str, Any]:
     try:
         value = loads_strictly(text.decode("utf-8") if isinstance(text, bytes) else text)
     except UnicodeDecodeError as error:

@@ -1,13 +1,13 @@
 -- name: submit
 -- Accepts jobs and their inputs: they are the ledger's from this statement's commit on.
 WITH kept AS (
-    INSERT INTO job_input (id, input, params) SELECT * FROM unnest($1::uuid[], $14::bytea[], $15::bytea[])
+    INSERT INTO job_input (id, input, params) SELECT * FROM unnest($1::uuid[], $15::bytea[], $16::bytea[])
 )
 INSERT INTO job (id, page_id, batch_id, batch_index, queue, model_uri, rows, max_attempts, retries, timeout_seconds,
-                 expires_at, input_format, input_bytes)
+                 expires_at, input_format, input_bytes, tenant_id)
 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::text[], $7::integer[],
                      $8::smallint[], $9::smallint[], $10::double precision[],
-                     $11::timestamptz[], $12::text[], $13::integer[])
+                     $11::timestamptz[], $12::text[], $13::integer[], $14::integer[])
 
 -- name: submit_alike
 -- Likewise, for jobs that differ in page, rows and input alone: an array for each column would cost more than all else.
@@ -16,24 +16,29 @@ WITH kept AS (
     SELECT id, input, $13::bytea FROM unnest($1::uuid[], $5::bytea[]) AS i (id, input)
 )
 INSERT INTO job (id, page_id, rows, input_bytes, queue, model_uri, max_attempts, retries, timeout_seconds, expires_at,
-                 input_format)
-SELECT n.*, $6::text, $7::text, $8::smallint, $9::smallint, $10::double precision, $11::timestamptz, $12::text
+                 input_format, tenant_id)
+SELECT n.*, $6::text, $7::text, $8::smallint, $9::smallint, $10::double precision, $11::timestamptz, $12::text,
+       $14::integer
 FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::integer[]) AS n (id, page_id, rows, input_bytes)
 
 -- name: submit_chunks
 -- Likewise, but for chunks of batches: one that is there already, or is being committed by another producer, is left out.
 WITH new AS (
     INSERT INTO job (id, page_id, batch_id, batch_index, queue, model_uri, rows, max_attempts, retries, timeout_seconds,
-                     expires_at, input_format, input_bytes)
+                     expires_at, input_format, input_bytes, tenant_id)
     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::text[], $7::integer[],
                          $8::smallint[], $9::smallint[], $10::double precision[],
-                         $11::timestamptz[], $12::text[], $13::integer[])
+                         $11::timestamptz[], $12::text[], $13::integer[], $14::integer[])
     ON CONFLICT (batch_id, batch_index) WHERE batch_id IS NOT NULL DO NOTHING
     RETURNING id
 )
 INSERT INTO job_input (id, input, params)
-SELECT i.* FROM unnest($1::uuid[], $14::bytea[], $15::bytea[]) AS i (id, input, params)
+SELECT i.* FROM unnest($1::uuid[], $15::bytea[], $16::bytea[]) AS i (id, input, params)
 WHERE i.id = ANY (ARRAY(SELECT id FROM new))
+
+-- name: note_jobs
+-- Keeps what callers want to find with their jobs ($1) again ($2).
+INSERT INTO job_note (id, metadata) SELECT * FROM unnest($1::uuid[], $2::text[])
 
 -- name: take_keys
 -- Makes idempotency keys ($1, each once) stand for new jobs, unless they stand for others and are younger than $4 seconds.
@@ -326,6 +331,16 @@ FROM unnest($1::uuid[], $2::uuid[]) AS d (id, page_id)
 WHERE job.id = d.id AND job.status = 'dead'
 RETURNING job.page_id AS id, job.model_uri, job.queue, 1 AS jobs
 
+-- name: try_again
+-- Puts jobs ($1) back as if they were new that ended without success, each on a page ($2) of its own that the caller must
+-- publish; a deadline that they had is over.
+UPDATE job SET status = 'queued', crashes = 0, failures = 0, delayed_since = NULL, not_before = NULL,
+               page_id = d.page_id, finished_at = NULL, started_at = NULL, worker_id = NULL, expires_at = NULL,
+               terminate = false, error_code = NULL, error_message = NULL
+FROM unnest($1::uuid[], $2::uuid[]) AS d (id, page_id)
+WHERE job.id = d.id AND job.status IN ('failed', 'cancelled', 'expired', 'dead')
+RETURNING job.page_id AS id, job.model_uri, job.queue, 1 AS jobs
+
 -- name: purge_dead
 -- Deletes dead jobs that ended more than $1 seconds ago, with their inputs, and frees their idempotency keys.
 -- Keys are locked in the order in which submits lock them.
@@ -339,6 +354,8 @@ WITH doomed AS MATERIALIZED (
     DELETE FROM idempotency WHERE key = ANY (ARRAY(SELECT key FROM locked))
 ), emptied AS (
     DELETE FROM job_input WHERE id = ANY (ARRAY(SELECT id FROM doomed))
+), unnoted AS (
+    DELETE FROM job_note WHERE id = ANY (ARRAY(SELECT id FROM doomed))
 )
 DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM doomed)) RETURNING id
 
@@ -354,10 +371,12 @@ SELECT j.id, j.status, j.model_uri, j.queue, j.rows, j.attempt, j.crashes, j.max
        j.timeout_seconds, j.created_at, j.started_at,
        j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
        v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
-       w.hostname || ':' || w.pid AS worker
+       w.hostname || ':' || w.pid AS worker, t.name AS tenant, n.metadata
 FROM job j
 LEFT JOIN model_version v ON v.id = j.version_id
 LEFT JOIN worker w ON w.id = j.worker_id
+LEFT JOIN tenant t ON t.id = j.tenant_id
+LEFT JOIN job_note n ON n.id = j.id
 WHERE j.id = ANY ($1::uuid[])
 
 -- name: list_jobs
@@ -366,18 +385,36 @@ SELECT j.id, j.status, j.model_uri, j.queue, j.rows, j.attempt, j.crashes, j.max
        j.timeout_seconds, j.created_at, j.started_at,
        j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
        v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
-       w.hostname || ':' || w.pid AS worker
+       w.hostname || ':' || w.pid AS worker, t.name AS tenant, n.metadata
 FROM job j
 LEFT JOIN model_version v ON v.id = j.version_id
 LEFT JOIN worker w ON w.id = j.worker_id
+LEFT JOIN tenant t ON t.id = j.tenant_id
+LEFT JOIN job_note n ON n.id = j.id
 WHERE ($1::text IS NULL OR j.status = $1) AND ($2::text IS NULL OR j.model_uri = $2)
   AND ($3::uuid IS NULL OR j.batch_id = $3) AND ($4::uuid IS NULL OR j.id < $4)
+  AND ($6::integer IS NULL OR j.tenant_id = $6)
 ORDER BY j.id DESC
 LIMIT $5
 
 -- name: get_results
 -- How jobs ended, with their results.
 SELECT id, status, result_format, result, error_code, error_message FROM job WHERE id = ANY ($1::uuid[])
+
+-- name: get_ended
+-- Jobs by id, with their results.
+SELECT j.id, j.status, j.model_uri, j.queue, j.rows, j.attempt, j.crashes, j.max_attempts, j.failures, j.retries,
+       j.timeout_seconds, j.created_at, j.started_at,
+       j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
+       v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
+       w.hostname || ':' || w.pid AS worker, t.name AS tenant, n.metadata,
+       j.result_format, j.result
+FROM job j
+LEFT JOIN model_version v ON v.id = j.version_id
+LEFT JOIN worker w ON w.id = j.worker_id
+LEFT JOIN tenant t ON t.id = j.tenant_id
+LEFT JOIN job_note n ON n.id = j.id
+WHERE j.id = ANY ($1::uuid[])
 
 -- name: get_input
 -- A job's input as it was stored.
@@ -389,7 +426,7 @@ SELECT id FROM job WHERE id = ANY ($1::uuid[]) AND status NOT IN ('queued', 'run
 
 -- name: open_batch
 -- Begins a batch; its jobs follow.
-INSERT INTO batch (id, model_uri, source, cut) VALUES ($1, $2, $3, $4)
+INSERT INTO batch (id, model_uri, source, cut, tenant_id) VALUES ($1, $2, $3, $4, $5)
 
 -- name: close_batch
 -- All of a batch's jobs are committed.
@@ -534,3 +571,57 @@ FROM moved GROUP BY page_id
 -- Queued jobs by model and queue.
 SELECT model_uri, queue, count(*) AS jobs, min(created_at) AS oldest FROM job
 WHERE status = 'queued' GROUP BY model_uri, queue ORDER BY model_uri, queue
+
+-- name: add_key
+-- Makes an API key valid, and its tenant ($2) known.
+WITH made AS (
+    INSERT INTO tenant (name) VALUES ($2) ON CONFLICT (name) DO NOTHING RETURNING id, name
+), whose AS (
+    SELECT id, name FROM made UNION SELECT id, name FROM tenant WHERE name = $2
+), added AS (
+    INSERT INTO api_key (id, tenant_id, name, prefix, digest, scopes, models, per_second, max_queued_jobs, expires_at)
+    SELECT $1, id, $3, $4, $5, $6, $7, $8, $9, $10 FROM whose
+    RETURNING id, tenant_id, name, prefix, scopes, models, per_second, max_queued_jobs, created_at, expires_at,
+              revoked_at, used_at
+)
+SELECT added.*, whose.name AS tenant FROM added CROSS JOIN whose
+
+-- name: use_key
+-- The valid key with a digest ($1); once a minute it is noted that it was used.
+WITH used AS (
+    UPDATE api_key SET used_at = now()
+    WHERE digest = $1 AND (used_at IS NULL OR used_at < now() - interval '1 minute')
+)
+SELECT k.id, k.tenant_id, k.name, k.prefix, k.scopes, k.models, k.per_second, k.max_queued_jobs, k.created_at,
+       k.expires_at, k.revoked_at, k.used_at, t.name AS tenant
+FROM api_key k JOIN tenant t ON t.id = k.tenant_id
+WHERE k.digest = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+
+-- name: any_key
+-- Whether there ever was a key.
+SELECT 1 FROM api_key LIMIT 1
+
+-- name: list_keys
+-- Every key, by tenant and age.
+SELECT k.id, k.tenant_id, k.name, k.prefix, k.scopes, k.models, k.per_second, k.max_queued_jobs, k.created_at,
+       k.expires_at, k.revoked_at, k.used_at, t.name AS tenant
+FROM api_key k JOIN tenant t ON t.id = k.tenant_id
+ORDER BY t.name, k.created_at
+
+-- name: revoke_keys
+-- Ends the valid keys with this prefix, name or id ($1).
+WITH ended AS (
+    UPDATE api_key SET revoked_at = now()
+    WHERE revoked_at IS NULL AND (prefix = $1 OR name = $1 OR id::text = $1)
+    RETURNING id, tenant_id, name, prefix, scopes, models, per_second, max_queued_jobs, created_at, expires_at,
+              revoked_at, used_at
+)
+SELECT ended.*, t.name AS tenant FROM ended JOIN tenant t ON t.id = ended.tenant_id
+
+-- name: count_queued_of
+-- A tenant's ($1) queued jobs, of which no more than $2 are counted.
+SELECT count(*) FROM (SELECT FROM job WHERE tenant_id = $1 AND tenant_id <> 0 AND status = 'queued' LIMIT $2) AS counted
+
+-- name: tenant_of_batch
+-- Whose a batch is.
+SELECT tenant_id FROM batch WHERE id = $1

@@ -1,0 +1,25 @@
+"""Where in a request's body the thing is that an error names: JSON pointers (RFC 6901)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from producer.api.problems import escaped
+
+
+def pointer_to(field: str, body: Mapping[str, Any]) -> str:
+    """`field` is a column's name, a part of an input, or a field of the request."""
+    if field in body:
+        return f"/{escaped(field)}"
+    split = body.get("dataframe_split")
+    if isinstance(split, dict):
+        columns = split.get("columns")
+        if isinstance(columns, list) and field in columns:
+            return f"/dataframe_split/columns/{columns.index(field)}"
+        return f"/dataframe_split/{field}" if field in ("columns", "data", "index") else "/dataframe_split/columns"
+    for form in ("dataframe_records", "instances", "inputs"):
+        rows = body.get(form)
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            return f"/{form}/0/{escaped(field)}" if field in rows[0] else f"/{form}/0"
+        if isinstance(rows, dict):
+            return f"/{form}/{escaped(field)}" if field in rows else f"/{form}"
+    return f"/{escaped(field)}"

@@ -1,0 +1,162 @@
+"""What the API asks of the ledger and the queue, for the caller whose request it is."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Self
+from uuid import UUID
+
+from producer.api.callers import Caller, KeyTable
+from pyfunq.batches import valid_lane
+from pyfunq.client import AsyncClient
+from pyfunq.entries import StoredResult
+from pyfunq.errors import BacklogFull, InvalidInput, ModelNotAllowed, UnknownBatch, UnknownJob, WaitTimeout
+from pyfunq.gathered import Gathered
+from pyfunq.ids import new_id
+from pyfunq.job import Batch, Job, JobStatus, Lane
+from pyfunq.model_uri import check_allowed, parse_model_uri
+from pyfunq.options import JobOptions
+
+Ended = tuple[Job, StoredResult]
+
+_KEY_SEPARATOR = "\x1f"
+"""No idempotency key of a caller holds it: they are printable."""
+
+
+class Service(AsyncClient):
+    """An `AsyncClient` that knows whose each job is. Everything here raises what the methods of that raise."""
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        self._ended = Gathered(self._ledger.ended)
+        self._stack.push_async_callback(self._ended.close)
+        return self
+
+    async def accept(
+        self,
+        caller: Caller,
+        model: str,
+        inputs: Any,
+        *,
+        params: Mapping[str, Any] | None = None,
+        lane: str = Lane.INTERACTIVE,
+        options: JobOptions,
+    ) -> Job:
+        """`submit`, for this caller."""
+        check_model(caller, model)
+        if (key := caller.key) is not None:
+            options = replace(options, tenant_id=key.tenant_id, tenant=key.tenant)
+            if options.idempotency_key is not None:
+                own = f"{key.tenant_id}{_KEY_SEPARATOR}{options.idempotency_key}"
+                options = replace(options, idempotency_key=own)
+            await self._check_quota(caller)
+        return await self._submit(model, inputs, params, valid_lane(lane), options)
+
+    async def _check_quota(self, caller: Caller) -> None:
+        key = caller.key
+        if key is None or key.max_queued_jobs is None:
+            return
+        queued = await self._ledger.count_queued_of(key.tenant_id, at_most=key.max_queued_jobs)
+        if queued >= key.max_queued_jobs:
+            raise BacklogFull(f"{key.tenant} has {queued:,} queued jobs, as many as it may")
+
+    async def find(self, caller: Caller, job_id: UUID) -> Job:
+        job = await self.get(job_id)
+        if not caller.sees(job.tenant):
+            raise UnknownJob(f"there is no job {job_id}")
+        return job
+
+    async def find_ended(self, caller: Caller, job_id: UUID) -> Ended:
+        """The job as it is now, and its result if it has one."""
+        found = await self._ended.get(job_id)
+        if found is None or not caller.sees(found[0].tenant):
+            raise UnknownJob(f"there is no job {job_id}")
+        return found
+
+    async def wait_ended(self, caller: Caller, job: Job, seconds: float) -> Ended | None:
+        """A job that the caller may see, once it is final; None after so many seconds."""
+        if not job.is_final:
+            try:
+                await self._final(job.id, seconds)
+            except WaitTimeout:
+                return None
+        return await self.find_ended(caller, job.id)
+
+    @property
+    def keys(self) -> KeyTable:
+        return self._ledger
+
+    @property
+    def most_body_bytes(self) -> int:
+        """Of a request that is one job: an input that is as large as it may be, and what is beside it."""
+        return 2 * self._settings.max_input_bytes
+
+    async def ping(self) -> None:
+        """Raises LedgerUnavailable."""
+        await self._ledger.clock()
+
+    async def retry_job(self, job_id: UUID) -> bool:
+        """Queues a job again that ended without success; False where it did not."""
+        pages = await self._ledger.try_again([job_id], [new_id()])
+        await self._submitter.publish(pages)
+        return bool(pages)
+
+    async def page(
+        self,
+        caller: Caller,
+        *,
+        status: JobStatus | None,
+        model: str | None,
+        batch_id: UUID | None,
+        before: UUID | None,
+        limit: int,
+    ) -> list[Job]:
+        return await self._ledger.list_jobs(
+            status=status,
+            model_uri=None if model is None else str(parse_model_uri(model)),
+            batch_id=batch_id,
+            before=before,
+            limit=limit,
+            tenant_id=caller.tenant_id,
+        )
+
+    async def find_batch(self, caller: Caller, batch_id: UUID) -> Batch:
+        await self.check_batch(caller, batch_id)
+        return await self.get_batch(batch_id)
+
+    async def check_batch(self, caller: Caller, batch_id: UUID) -> None:
+        """Raises UnknownBatch where the caller has none of that id."""
+        tenant_id = await self._ledger.tenant_of_batch(batch_id)
+        if tenant_id is None or caller.tenant_id not in (None, tenant_id):
+            raise UnknownBatch(f"there is no batch {batch_id}")
+
+
+def check_model(caller: Caller, model: str) -> None:
+    """Raises ModelNotAllowed for a model that the caller's key does not name."""
+    if caller.key is None or not caller.key.models:
+        return
+    uri = parse_model_uri(model)
+    try:
+        check_allowed(uri, caller.key.models)
+    except ModelNotAllowed:
+        raise ModelNotAllowed(f"this API key may not ask for {uri}") from None
+
+
+def model_uri_of(request: Mapping[str, Any]) -> str:
+    """What `model`, and `version`, `alias` or `stage` beside a bare name, stand for. Raises InvalidInput."""
+    model = request.get("model")
+    if not isinstance(model, str) or not model:
+        raise InvalidInput("model must be a registered model's name, or a models:/ URI", field="model")
+    which = [name for name in ("version", "alias", "stage") if request.get(name) is not None]
+    if len(which) > 1:
+        raise InvalidInput(f"{' and '.join(which)} exclude each other", field=which[1])
+    if ":" in model:
+        if which:
+            raise InvalidInput(f"a model URI says which version: leave {which[0]} out", field=which[0])
+        return model
+    if not which:
+        return f"models:/{model}/latest"
+    value = request[which[0]]
+    if not isinstance(value, int if which[0] == "version" else str) or isinstance(value, bool):
+        kind = "a whole number" if which[0] == "version" else "a text"
+        raise InvalidInput(f"{which[0]} must be {kind}", field=which[0])
+    return f"models:/{model}@{value}" if which[0] == "alias" else f"models:/{model}/{value}"

@@ -1,0 +1,33 @@
+"""What a running API has, and how a request's handler comes by it."""
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from producer.api.callers import Caller, Callers
+from producer.api.service import Service
+from pyfunq.api_keys import Scope
+from pyfunq.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Made when the server starts, on its event loop."""
+
+    settings: Settings
+    service: Service
+    callers: Callers
+
+
+def state_of(request: Request) -> State:
+    state: State = request.app.state.pyfunq
+    return state
+
+
+def service_of(request: Request) -> Service:
+    return state_of(request).service
+
+
+async def caller_of(request: Request, scope: Scope) -> Caller:
+    """Who calls; raises Problem where that is nobody, or one who may not do this."""
+    return await state_of(request).callers.of(request, scope)
