@@ -85,6 +85,13 @@ class UnknownBatch(PyFunQError):
     fault = "caller"
 
 
+class UnknownKey(PyFunQError):
+    """There is no such API key."""
+
+    code = "unknown_key"
+    fault = "caller"
+
+
 class FileUnreadable(PyFunQError):
     """The file is missing, damaged or not in the format that its name says."""
 
@@ -127,7 +134,14 @@ class ModelNotLoadable(PyFunQError):
     """The model's files are there, but it cannot be loaded."""
 
     code = "model_not_loadable"
-    fault = "model"
+    fault: ClassVar[Fault] = "model"
+
+
+class ModelUntrusted(ModelNotLoadable):
+    """The operator does not let workers load this model's files (PYFUNQ_TRUSTED_MODELS, PYFUNQ_ALLOW_PICKLE)."""
+
+    code = "model_untrusted"
+    fault = "operator"
 
 
 class ModelRaised(PyFunQError):

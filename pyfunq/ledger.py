@@ -233,7 +233,7 @@ class Ledger(BatchLedger, ModelLedger, KeyLedger):
             each = [
                 (
                     *(str(o.status), o.version_id, o.result_format, o.result),
-                    *(_real_array(o.confidence), o.error and o.error.code, o.error and o.error.message),
+                    *(_real_array(o.confidence), o.error and o.error.code, o.error and _storable(o.error.message)),
                 )
                 for o in outcomes
             ]
@@ -260,7 +260,7 @@ class Ledger(BatchLedger, ModelLedger, KeyLedger):
             _jitter(),
             give_up_seconds,
             error.code,
-            error.message,
+            _storable(error.message),
         )
         return {r["id"] for r in rows if r["status"] == JobStatus.FAILED}
 
@@ -434,6 +434,11 @@ def _fence(jobs: Sequence[ClaimedJob]) -> tuple[list[UUID], list[int]]:
 
 def _jitter() -> float:
     return random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def _storable(text: str) -> str:
+    """What a model or an input says of itself can hold what Postgres keeps in no text."""
+    return text.replace("\0", "\\0").encode("utf-8", "replace").decode()
 
 
 def _real_array(values: Sequence[float] | None) -> str | None:

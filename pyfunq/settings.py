@@ -92,6 +92,21 @@ class Settings(BaseSettings):
     """A worker process is replaced after this many tasks."""
     drain_seconds: int = Field(default=25, gt=0)
 
+    trusted_models: Path | None = None
+    """A JSON file, {"name/version": "sha256:..."}: workers load these and no others, and only with such files."""
+    allow_pickle: bool = True
+    """false: workers load no model whose files can bring code of their own."""
+
+    api_require_key: bool = False
+    """Without any API key the API refuses everybody, and may listen anywhere."""
+    api_per_second: float | None = Field(default=None, gt=0)
+    """Requests a second of a caller whose key says nothing else; a process of the API counts for itself."""
+    api_max_requests: int = Field(default=4_000, gt=0)
+    """Requests that a process of the API works on at once; those that wait for a job count too."""
+    api_max_requests_per_key: int = Field(default=1_000, gt=0)
+    api_slow_seconds: float = Field(default=20.0, gt=0)
+    """A request's head must come within this time, and of its body 1 KB for each second of every such span."""
+
     flower_user: str = "pyfunq"
     flower_password: SecretStr | None = None
 

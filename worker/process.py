@@ -41,6 +41,7 @@ from worker.preparing import Preparer
 from worker.references import ReferenceReader
 from worker.registry import Registry
 from worker.serving import Serving
+from worker.trust import Trust
 from worker.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class WorkerProcess:
         self.settings = settings
         self._queues = queues
         self._processes = processes
+        self._trust = Trust.of(settings)
         self.id: UUID = new_id()
         self.drain = drain or Drain()
         self.registry = Registry(settings.mlflow, fallback_latest=settings.fallback_latest)
@@ -96,7 +98,11 @@ class WorkerProcess:
         s = self.settings
         self.desk = ModelDesk(self, self.registry)
         self.models = ModelCache(
-            Loader(ArtifactStore(s.home / "models", s.mlflow, max_bytes=s.model_disk_bytes), self._environments()),
+            Loader(
+                ArtifactStore(s.home / "models", s.mlflow, max_bytes=s.model_disk_bytes),
+                self._environments(),
+                self._trust,
+            ),
             max_count=s.model_cache_count,
             max_bytes=s.model_cache_bytes or cache_share(self._processes),
             failure_seconds=s.load_failure_seconds,

@@ -9,6 +9,8 @@ from fastapi import FastAPI, Request, Response
 from producer.api import jobs, problems
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
+from producer.api.gate import Gate
+from producer.api.rates import Rates
 from producer.api.service import Service
 from producer.api.state import State, service_of
 from pyfunq import __version__
@@ -22,7 +24,9 @@ def make_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with Service(settings) as service:
-            app.state.pyfunq = State(settings, service, Callers(service.keys))
+            callers = Callers(service.keys, key_needed=settings.api_require_key)
+            rates = Rates(per_second=settings.api_per_second, at_once=settings.api_max_requests_per_key)
+            app.state.pyfunq = State(settings, service, callers, rates)
             yield
 
     app = FastAPI(
@@ -31,8 +35,10 @@ def make_app(settings: Settings) -> FastAPI:
         description="A queue for MLflow models: submit prediction jobs, wait for them, read their results.",
         lifespan=lifespan,
         openapi_url="/openapi.json",
+        responses={status: jobs.PROBLEMS[status] for status in (400, 401, 408, 414, 429, 431, 503)},
     )
     problems.install(app)
+    app.add_middleware(Gate, at_once=settings.api_max_requests)
     app.include_router(jobs.router)
     _add_health(app)
     return app

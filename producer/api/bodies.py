@@ -83,5 +83,4 @@ async def _inflated(source: AsyncIterator[bytes], at_most: int) -> AsyncIterator
 
 
 def _too_large(at_most: int) -> Problem:
-    # The rest of the body is not read, so the connection cannot be used again.
-    return Problem(413, f"the body is larger than {at_most:,} bytes", headers={"Connection": "close"})
+    return Problem(413, f"the body is larger than {at_most:,} bytes")

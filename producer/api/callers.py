@@ -1,5 +1,6 @@
 """Who calls: the API key of a request, what it may do, and whose jobs it may see."""
 
+import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -55,8 +56,12 @@ class Caller:
 class Callers:
     """Tells who calls, by keys that were looked up lately. Belongs to the event loop that asks."""
 
-    def __init__(self, keys: KeyTable, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, keys: KeyTable, *, key_needed: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`key_needed`: nobody may come without one, also as long as there is none."""
         self._keys = keys
+        self._key_needed = key_needed
         self._clock = clock
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
         self._open_until = 0.0
@@ -91,17 +96,31 @@ class Callers:
             raise Problem(401, "an API key is needed: Authorization: Bearer <key>", headers=_challenge())
         # A page that the operator's browser shows could ask here too, by a name that leads to this machine.
         name = _host_of(request.headers.get("host", ""))
-        if name not in _LOCAL_NAMES or request.headers.get("sec-fetch-site", "same-origin") == "cross-site":
+        is_near = request.client is None or is_loopback(request.client.host)
+        if (
+            not is_near
+            or name not in _LOCAL_NAMES
+            or request.headers.get("sec-fetch-site", "same-origin") == "cross-site"
+        ):
             raise Problem(403, "without API keys this serves programs of this machine only; see pyfunq keys create")
         return Caller(None)
 
     async def _is_open(self) -> bool:
+        if self._key_needed:
+            return False
         now = self._clock()
         if self._open_until < now:
             if await self._keys.keys_exist():
                 return False
             self._open_until = now + 1.0
         return True
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _sent_key(headers: Headers) -> str | None:

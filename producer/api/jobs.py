@@ -12,6 +12,7 @@ from producer.api.bodies import JSON, json_body
 from producer.api.callers import Caller
 from producer.api.pointers import pointer_to
 from producer.api.problems import Problem
+from producer.api.rates import while_asked
 from producer.api.results import ARROW, as_arrow, as_json, prefers_arrow
 from producer.api.schemas import JobPage, JobRequest, JobView, ProblemDocument, ResultView
 from producer.api.service import Ended, Service, model_uri_of
@@ -32,6 +33,7 @@ _ASK_AGAIN = {"Retry-After": "1"}
 _MOST_LISTED = 1_000
 _OPTIONS = frozenset({"lane", "expires_in", "timeout", "retries", "metadata"})
 _FIELDS = frozenset({"model", "version", "alias", "stage", "params", *FORMATS, *_OPTIONS})
+_FILTERS = frozenset({"status", "model", "batch", "limit", "cursor"})
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:,|;|$)")
 _PROBLEM: dict[str, Any] = {"model": ProblemDocument, "content": {"application/problem+json": {}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -41,11 +43,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         401: "No valid API key",
         403: "The API key may not do this",
         404: "Not there, or not the caller's",
+        408: "Sent too slowly",
         409: "Not in this state",
         413: "Too large",
+        414: "The address is too long",
         415: "Another media type",
         422: "Understood, but not fit",
-        429: "Too many requests",
+        429: "Too many requests, or queued jobs; `Retry-After` says when to ask again",
+        431: "The headers are too large",
         503: "Cannot be done now; `Retry-After` says when to ask again",
     }.items()
 }
@@ -89,7 +94,7 @@ async def submit(request: Request) -> Response:
     seconds = wait_seconds(request.headers.getlist("prefer"))
     if seconds is None:
         return _accepted(job)
-    ended = await service.wait_ended(caller, job, seconds)
+    ended = await while_asked(request.scope, service.wait_ended(caller, job, seconds))
     applied = {"Preference-Applied": f"wait={seconds:g}"}
     if ended is None:
         return _accepted(await service.find(caller, job.id), applied)
@@ -155,7 +160,7 @@ async def get_job(
     caller = await caller_of(request, Scope.READ)
     job = await service.find(caller, job_id)
     if wait and not job.is_final:
-        ended = await service.wait_ended(caller, job, wait)
+        ended = await while_asked(request.scope, service.wait_ended(caller, job, wait))
         job = ended[0] if ended else await service.find(caller, job_id)
     headers = {} if job.is_final else _ASK_AGAIN
     return Response(orjson.dumps(job_view(job)), headers=headers, media_type=JSON)
@@ -179,7 +184,7 @@ async def get_result(
     service = service_of(request)
     caller = await caller_of(request, Scope.READ)
     job, stored = await service.find_ended(caller, job_id)
-    if wait and not job.is_final and (ended := await service.wait_ended(caller, job, wait)):
+    if wait and not job.is_final and (ended := await while_asked(request.scope, service.wait_ended(caller, job, wait))):
         job, stored = ended
     if not job.is_final:
         return Response(orjson.dumps(job_view(job)), 202, headers=_ASK_AGAIN, media_type=JSON)
@@ -243,6 +248,8 @@ async def list_jobs(
     """Jobs, newest first."""
     service = service_of(request)
     caller = await caller_of(request, Scope.READ)
+    if unknown := request.query_params.keys() - _FILTERS:
+        raise InvalidInput(f"{min(unknown)[:80]!r} is no parameter of this list")
     if cursor is not None and not _can_be_job(cursor):
         raise InvalidInput("cursor is none that a page had", field="cursor")
     jobs = await service.page(caller, status=status, model=model, batch_id=batch, before=cursor, limit=limit + 1)

@@ -1,15 +1,34 @@
 """Where in a request's body the thing is that an error names: JSON pointers (RFC 6901)."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from producer.api.problems import escaped
+
+_STEPS = re.compile(r"""\[(?:(\d+)|'([^']*)'|"([^"]*)")\]""")
+"""As `pyfunq.inputs` writes the place of a value: `inputs['instances'][0]`."""
+
+
+def _along(begin: str, steps: list[tuple[str, ...]], body: Mapping[str, Any]) -> str:
+    """As far as the steps lead: names are cut where they are very long."""
+    pointer, there = "", body if begin not in body else {begin: body[begin]}
+    for step in ([("", begin, "")] if begin in body and steps[0][1] not in body else []) + steps:
+        key = int(step[0]) if step[0] else step[1] or step[2]
+        try:
+            there = there[key]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            break
+        pointer += f"/{escaped(str(key))}"
+    return pointer
 
 
 def pointer_to(field: str, body: Mapping[str, Any]) -> str:
     """`field` is a column's name, a part of an input, or a field of the request."""
     if field in body:
         return f"/{escaped(field)}"
+    if steps := _STEPS.findall(field):
+        return _along(field.partition("[")[0], steps, body)
     split = body.get("dataframe_split")
     if isinstance(split, dict):
         columns = split.get("columns")

@@ -46,8 +46,10 @@ _CODES = {
     404: "not_found",
     405: "method_not_allowed",
     406: "not_acceptable",
+    408: "too_slow",
     409: "conflict",
     413: "body_too_large",
+    414: "url_too_long",
     415: "unsupported_media_type",
     422: "invalid_input",
     429: "too_many_requests",
@@ -114,10 +116,14 @@ class Problem(Exception):
             **({"errors": self.errors} if self.errors else {}),
         }
 
-    def response(self) -> Response:
-        instance = f"urn:uuid:{new_id()}"
+    def response(self, instance: str | None = None) -> Response:
+        instance = instance or new_instance()
         body = orjson.dumps(self.document(instance))
         return Response(body, self.status, headers=self.headers, media_type=MEDIA_TYPE)
+
+
+def new_instance() -> str:
+    return f"urn:uuid:{new_id()}"
 
 
 def escaped(part: str) -> str:
@@ -148,8 +154,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _unforeseen(_: Request, exc: Exception) -> Response:
-        # Starlette raises it again for the server's log; here nothing of it is shown.
-        return Problem(500, f"something went wrong ({type(exc).__name__}); the server's log says more").response()
+        # Starlette raises it again for the server's log, which finds it by this line; here nothing of it is shown.
+        instance = new_instance()
+        log.error("answered 500 with instance %s: %s", instance, type(exc).__name__)
+        return Problem(500, "something went wrong; the server's log says more, by this instance").response(instance)
 
 
 def _pointer(loc: Sequence[Any]) -> str:

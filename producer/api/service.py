@@ -6,10 +6,11 @@ from typing import Any, Self
 from uuid import UUID
 
 from producer.api.callers import Caller, KeyTable
+from producer.api.quotas import Quotas
 from pyfunq.batches import valid_lane
 from pyfunq.client import AsyncClient
 from pyfunq.entries import StoredResult
-from pyfunq.errors import BacklogFull, InvalidInput, ModelNotAllowed, UnknownBatch, UnknownJob, WaitTimeout
+from pyfunq.errors import InvalidInput, InvalidModelURI, ModelNotAllowed, UnknownBatch, UnknownJob, WaitTimeout
 from pyfunq.gathered import Gathered
 from pyfunq.ids import new_id
 from pyfunq.job import Batch, Job, JobStatus, Lane
@@ -29,6 +30,8 @@ class Service(AsyncClient):
         await super().__aenter__()
         self._ended = Gathered(self._ledger.ended)
         self._stack.push_async_callback(self._ended.close)
+        self._quotas = Quotas(lambda tenant_id, at_most: self._ledger.count_queued_of(tenant_id, at_most=at_most))
+        self._stack.push_async_callback(self._quotas.close)
         return self
 
     async def accept(
@@ -48,16 +51,8 @@ class Service(AsyncClient):
             if options.idempotency_key is not None:
                 own = f"{key.tenant_id}{_KEY_SEPARATOR}{options.idempotency_key}"
                 options = replace(options, idempotency_key=own)
-            await self._check_quota(caller)
+            await self._quotas.admit(key)
         return await self._submit(model, inputs, params, valid_lane(lane), options)
-
-    async def _check_quota(self, caller: Caller) -> None:
-        key = caller.key
-        if key is None or key.max_queued_jobs is None:
-            return
-        queued = await self._ledger.count_queued_of(key.tenant_id, at_most=key.max_queued_jobs)
-        if queued >= key.max_queued_jobs:
-            raise BacklogFull(f"{key.tenant} has {queued:,} queued jobs, as many as it may")
 
     async def find(self, caller: Caller, job_id: UUID) -> Job:
         job = await self.get(job_id)
@@ -141,6 +136,15 @@ def check_model(caller: Caller, model: str) -> None:
         raise ModelNotAllowed(f"this API key may not ask for {uri}") from None
 
 
+def _check_scheme(model: str) -> None:
+    """Raises InvalidModelURI for files, buckets and hosts: nobody is allowed those, so there is nothing to hide."""
+    if not model.startswith(("models:", "runs:")):
+        try:
+            parse_model_uri(model)
+        except ModelNotAllowed as exc:
+            raise InvalidModelURI(exc.message) from None
+
+
 def model_uri_of(request: Mapping[str, Any]) -> str:
     """What `model`, and `version`, `alias` or `stage` beside a bare name, stand for. Raises InvalidInput."""
     model = request.get("model")
@@ -152,6 +156,7 @@ def model_uri_of(request: Mapping[str, Any]) -> str:
     if ":" in model:
         if which:
             raise InvalidInput(f"a model URI says which version: leave {which[0]} out", field=which[0])
+        _check_scheme(model)
         return model
     if not which:
         return f"models:/{model}/latest"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from producer.api.callers import Caller, Callers
+from producer.api.rates import Rates
 from producer.api.service import Service
 from pyfunq.api_keys import Scope
 from pyfunq.settings import Settings
@@ -17,6 +18,7 @@ class State:
     settings: Settings
     service: Service
     callers: Callers
+    rates: Rates
 
 
 def state_of(request: Request) -> State:
@@ -29,5 +31,8 @@ def service_of(request: Request) -> Service:
 
 
 async def caller_of(request: Request, scope: Scope) -> Caller:
-    """Who calls; raises Problem where that is nobody, or one who may not do this."""
-    return await state_of(request).callers.of(request, scope)
+    """Who calls; raises Problem where that is nobody, one who may not do this, or asks too often."""
+    state = state_of(request)
+    caller = await state.callers.of(request, scope)
+    state.rates.begin(request.scope, caller)
+    return caller

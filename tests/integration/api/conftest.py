@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ import pytest
 import uvicorn
 
 from producer.api.app import make_app
+from producer.api.serving import ServerConfig
 from pyfunq.api_keys import Scope, new_key
 from pyfunq.job import JobStatus
 from pyfunq.ledger import Ledger
@@ -25,8 +27,7 @@ class ApiServer(uvicorn.Server):
     """In a thread, with an event loop of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        config = uvicorn.Config(make_app(settings), host="127.0.0.1", port=0, log_config=None, access_log=False)
-        super().__init__(config)
+        super().__init__(ServerConfig(make_app(settings), settings, host="127.0.0.1", port=0, log_config=None))
         self._thread = threading.Thread(target=self.run, daemon=True)
 
     def __enter__(self) -> str:
@@ -51,6 +52,26 @@ def api_url(settings: Settings) -> Iterator[str]:
 async def http(api_url: str) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=api_url, timeout=60) as client:
         yield client
+
+
+Serve = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+@pytest.fixture
+def serve(settings: Settings) -> Serve:
+    """A server with other settings: `async with serve(max_input_bytes=1000) as http`."""
+
+    @asynccontextmanager
+    async def serving(**changed: Any) -> AsyncIterator[httpx.AsyncClient]:
+        server = ApiServer(settings.model_copy(update=changed))
+        url = await asyncio.to_thread(server.__enter__)
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+                yield client
+        finally:
+            await asyncio.to_thread(server.__exit__)
+
+    return serving
 
 
 @dataclass
@@ -91,7 +112,7 @@ def make_key(ledger: Ledger) -> MakeKey:
 
     async def make(tenant: str = "acme", *scopes: Scope, **limits: Any) -> dict[str, str]:
         key = new_key()
-        await ledger.add_key(key, tenant=tenant, name="test", scopes=scopes or tuple(Scope), **limits)
+        await ledger.add_key(key, tenant=tenant, scopes=scopes or tuple(Scope), **{"name": "test", **limits})
         return {"Authorization": f"Bearer {key}"}
 
     return make
