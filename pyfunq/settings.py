@@ -92,6 +92,11 @@ class Settings(BaseSettings):
     """A worker process is replaced after this many tasks."""
     drain_seconds: int = Field(default=25, gt=0)
 
+    api_wait_seconds: float = Field(default=60.0, gt=0, le=3600)
+    """How long the HTTP API's scoring routes wait for a job; then they answer 504, and the job goes on."""
+    api_model: str | None = None
+    """A model's name or URI: what the HTTP API's scoring routes ask where the caller names none."""
+
     flower_user: str = "pyfunq"
     flower_password: SecretStr | None = None
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import orjson
 from fastapi import FastAPI, Request, Response
 
-from producer.api import jobs, problems
+from producer.api import aliases, docs, invocations, jobs, models, open_inference, problems
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
 from producer.api.service import Service
@@ -30,10 +30,11 @@ def make_app(settings: Settings) -> FastAPI:
         version=__version__,
         description="A queue for MLflow models: submit prediction jobs, wait for them, read their results.",
         lifespan=lifespan,
-        openapi_url="/openapi.json",
+        openapi_url=None,  # see docs.py
     )
     problems.install(app)
-    app.include_router(jobs.router)
+    for routes in (jobs, models, invocations, open_inference, aliases, docs):
+        app.include_router(routes.router)
     _add_health(app)
     return app
 
