@@ -33,9 +33,11 @@ class InvalidInput(PyFunQError):
     code = "invalid_input"
     fault = "caller"
 
-    def __init__(self, message: str | None = None, *, field: str | None = None) -> None:
+    def __init__(self, message: str | None = None, *, field: str | None = None, row: int | None = None) -> None:
+        """`row`: where in the input it is, counted from 1."""
         super().__init__(message)
         self.field = field
+        self.row = row
 
 
 class InputTooLarge(InvalidInput):

@@ -106,6 +106,10 @@ class Settings(BaseSettings):
     api_max_requests_per_key: int = Field(default=1_000, gt=0)
     api_slow_seconds: float = Field(default=20.0, gt=0)
     """A request's head must come within this time, and of its body 1 KB for each second of every such span."""
+    api_wait_seconds: float = Field(default=60.0, gt=0, le=3600)
+    """How long the HTTP API's scoring routes wait for a job; then they answer 504, and the job goes on."""
+    api_model: str | None = None
+    """A model's name or URI: what the HTTP API's scoring routes ask where the caller names none."""
 
     flower_user: str = "pyfunq"
     flower_password: SecretStr | None = None

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import orjson
 from fastapi import FastAPI, Request, Response
 
-from producer.api import jobs, problems
+from producer.api import aliases, docs, invocations, jobs, models, open_inference, problems
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
 from producer.api.gate import Gate
@@ -34,12 +34,12 @@ def make_app(settings: Settings) -> FastAPI:
         version=__version__,
         description="A queue for MLflow models: submit prediction jobs, wait for them, read their results.",
         lifespan=lifespan,
-        openapi_url="/openapi.json",
-        responses={status: jobs.PROBLEMS[status] for status in (400, 401, 408, 414, 429, 431, 503)},
+        openapi_url=None,  # see docs.py
     )
     problems.install(app)
     app.add_middleware(Gate, at_once=settings.api_max_requests)
-    app.include_router(jobs.router)
+    for routes in (jobs, models, invocations, open_inference, aliases, docs):
+        app.include_router(routes.router)
     _add_health(app)
     return app
 

@@ -20,12 +20,14 @@ def content_type(request: Request) -> str:
     return str(request.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
 
-async def json_body(request: Request, at_most: int) -> dict[str, Any]:
+async def json_body(
+    request: Request, at_most: int, *, nan_as_null: bool = False, may_be_untyped: bool = False
+) -> dict[str, Any]:
     """The JSON object that the body is. Raises Problem, MalformedInput and InvalidInput."""
-    kind = content_type(request)
+    kind = content_type(request) or (JSON if may_be_untyped else "")
     if kind != JSON and not kind.endswith("+json"):
         raise Problem(415, f"the body must be {JSON}", headers={"Accept": JSON})
-    return parse_json_input(await whole(request, at_most), max_bytes=at_most)
+    return parse_json_input(await whole(request, at_most), max_bytes=at_most, nan_as_null=nan_as_null)
 
 
 async def whole(request: Request, at_most: int) -> bytes:

@@ -36,8 +36,15 @@ _FIELDS = frozenset({"model", "version", "alias", "stage", "params", *FORMATS, *
 _FILTERS = frozenset({"status", "model", "batch", "limit", "cursor"})
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:,|;|$)")
 _PROBLEM: dict[str, Any] = {"model": ProblemDocument, "content": {"application/problem+json": {}}}
+
+
+def problem_answer(description: str) -> dict[str, Any]:
+    """A problem document as one of a route's `responses`."""
+    return {**_PROBLEM, "description": description}
+
+
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {**_PROBLEM, "description": text}
+    status: problem_answer(text)
     for status, text in {
         400: "Malformed",
         401: "No valid API key",
@@ -90,7 +97,7 @@ async def submit(request: Request) -> Response:
     try:
         job = await _accept(service, caller, asked, request.headers.get("idempotency-key"))
     except InvalidInput as exc:
-        raise Problem.of(exc, pointer=pointer_to(exc.field, asked) if exc.field else None) from exc
+        raise Problem.of(exc, pointer=pointer_to(exc.field, asked, exc.row) if exc.field else None) from exc
     seconds = wait_seconds(request.headers.getlist("prefer"))
     if seconds is None:
         return _accepted(job)

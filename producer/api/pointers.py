@@ -23,22 +23,41 @@ def _along(begin: str, steps: list[tuple[str, ...]], body: Mapping[str, Any]) ->
     return pointer
 
 
-def pointer_to(field: str, body: Mapping[str, Any]) -> str:
-    """`field` is a column's name, a part of an input, or a field of the request."""
+def pointer_to(field: str, body: Mapping[str, Any], row: int | None = None) -> str:
+    """`field` is a column's name, a part of an input, or a field of the request; `row` counts from 1."""
     if field in body:
-        return f"/{escaped(field)}"
+        return _in_rows(f"/{escaped(field)}", body[field], row)
     if steps := _STEPS.findall(field):
         return _along(field.partition("[")[0], steps, body)
     split = body.get("dataframe_split")
     if isinstance(split, dict):
-        columns = split.get("columns")
-        if isinstance(columns, list) and field in columns:
-            return f"/dataframe_split/columns/{columns.index(field)}"
-        return f"/dataframe_split/{field}" if field in ("columns", "data", "index") else "/dataframe_split/columns"
+        return _in_split(field, split, row)
     for form in ("dataframe_records", "instances", "inputs"):
         rows = body.get(form)
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
-            return f"/{form}/0/{escaped(field)}" if field in rows[0] else f"/{form}/0"
+        if isinstance(rows, list) and rows:
+            return _in_records(form, field, rows, row)
         if isinstance(rows, dict):
-            return f"/{form}/{escaped(field)}" if field in rows else f"/{form}"
+            return _in_rows(f"/{form}/{escaped(field)}", rows[field], row) if field in rows else f"/{form}"
     return f"/{escaped(field)}"
+
+
+def _in_split(field: str, split: Mapping[str, Any], row: int | None) -> str:
+    columns = split.get("columns")
+    if isinstance(columns, list) and field in columns:
+        return f"/dataframe_split/columns/{columns.index(field)}"
+    if field in ("columns", "data", "index"):
+        return _in_rows(f"/dataframe_split/{field}", split.get(field), row)
+    return "/dataframe_split/columns"
+
+
+def _in_records(form: str, field: str, rows: list[Any], row: int | None) -> str:
+    """A record that has not the field is named itself; a row that is no record likewise."""
+    index = row - 1 if row and row <= len(rows) else 0
+    found = rows[index]
+    if isinstance(found, dict):
+        return f"/{form}/{index}/{escaped(field)}" if field in found else f"/{form}/{index}"
+    return f"/{form}/{index}" if row else f"/{form}"
+
+
+def _in_rows(place: str, values: Any, row: int | None) -> str:
+    return f"{place}/{row - 1}" if row and isinstance(values, list) and row <= len(values) else place

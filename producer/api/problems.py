@@ -56,7 +56,9 @@ _CODES = {
     431: "headers_too_large",
     500: "internal",
     501: "not_implemented",
+    502: "bad_gateway",
     503: "unavailable",
+    504: "timed_out",
 }
 
 

@@ -47,6 +47,18 @@ class JobRequest(_Document):
     metadata: dict[str, Any] | None = Field(default=None, description="At most 16 KB; comes back with the job.")
 
 
+class ScoringRequest(_Document):
+    """Exactly one of `dataframe_split`, `dataframe_records`, `instances` and `inputs`, as MLflow defines them."""
+
+    model_config = ConfigDict(protected_namespaces=(), extra="forbid")
+
+    dataframe_split: dict[str, Any] | None = None
+    dataframe_records: list[dict[str, Any]] | None = None
+    instances: list[Any] | None = None
+    inputs: Any | None = None
+    params: dict[str, Any] | None = None
+
+
 class JobErrorView(_Document):
     code: str
     message: str

@@ -1,21 +1,26 @@
 """What the API asks of the ledger and the queue, for the caller whose request it is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 from uuid import UUID
 
 from producer.api.callers import Caller, KeyTable
+from producer.api.known_models import Known
+from producer.api.model_names import allowed, parsed
 from producer.api.quotas import Quotas
+from producer.api.registered import Registered
 from pyfunq.batches import valid_lane
 from pyfunq.client import AsyncClient
 from pyfunq.entries import StoredResult
-from pyfunq.errors import InvalidInput, InvalidModelURI, ModelNotAllowed, UnknownBatch, UnknownJob, WaitTimeout
+from pyfunq.errors import InvalidInput, ModelNotAllowed, UnknownBatch, UnknownJob, WaitTimeout
 from pyfunq.gathered import Gathered
 from pyfunq.ids import new_id
+from pyfunq.inputs import EncodedInput
 from pyfunq.job import Batch, Job, JobStatus, Lane
-from pyfunq.model_uri import check_allowed, parse_model_uri
+from pyfunq.model_uri import check_allowed
 from pyfunq.options import JobOptions
+from pyfunq.signature import Signature
 
 Ended = tuple[Job, StoredResult]
 
@@ -32,6 +37,9 @@ class Service(AsyncClient):
         self._stack.push_async_callback(self._ended.close)
         self._quotas = Quotas(lambda tenant_id, at_most: self._ledger.count_queued_of(tenant_id, at_most=at_most))
         self._stack.push_async_callback(self._quotas.close)
+        self._registered = Registered(self._settings.mlflow_tracking_uri, self._ledger.resolution)
+        self._stack.push_async_callback(self._registered.close)
+        self._known_models = Known(self._ledger, self._settings.stale_seconds)
         return self
 
     async def accept(
@@ -44,8 +52,9 @@ class Service(AsyncClient):
         lane: str = Lane.INTERACTIVE,
         options: JobOptions,
     ) -> Job:
-        """`submit`, for this caller."""
+        """`submit`, for this caller; `inputs` may be an EncodedInput. Raises ModelNotFound where MLflow has none."""
         check_model(caller, model)
+        await self._registered.check(allowed(model, self._settings.allowed_models))
         if (key := caller.key) is not None:
             options = replace(options, tenant_id=key.tenant_id, tenant=key.tenant)
             if options.idempotency_key is not None:
@@ -53,6 +62,32 @@ class Service(AsyncClient):
                 options = replace(options, idempotency_key=own)
             await self._quotas.admit(key)
         return await self._submit(model, inputs, params, valid_lane(lane), options)
+
+    def _encode_all(
+        self, inputs: Iterable[Any], params: Mapping[str, Any] | None, signature: Signature | None, lane: Lane
+    ) -> Sequence[EncodedInput]:
+        if isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], EncodedInput):
+            return inputs
+        return super()._encode_all(inputs, params, signature, lane)
+
+    async def signature(self, caller: Caller, model: str) -> tuple[Signature | None, str | None]:
+        """What a model takes, and the same as MLflow's JSON; None where nobody has loaded it yet.
+
+        Raises InvalidModelURI, ModelNotAllowed, ModelNotFound.
+        """
+        check_model(caller, model)
+        uri = allowed(model, self._settings.allowed_models)
+        await self._registered.check(uri)
+        signature = await self._signatures.get(str(uri))
+        return signature, self._signatures.text(str(uri))
+
+    @property
+    def known_models(self) -> Known:
+        return self._known_models
+
+    @property
+    def registered(self) -> Registered:
+        return self._registered
 
     async def find(self, caller: Caller, job_id: UUID) -> Job:
         job = await self.get(job_id)
@@ -85,6 +120,11 @@ class Service(AsyncClient):
         """Of a request that is one job: an input that is as large as it may be, and what is beside it."""
         return 2 * self._settings.max_input_bytes
 
+    @property
+    def most_input_bytes(self) -> int:
+        """Of one job's encoded input."""
+        return self._settings.max_input_bytes
+
     async def ping(self) -> None:
         """Raises LedgerUnavailable."""
         await self._ledger.clock()
@@ -107,7 +147,7 @@ class Service(AsyncClient):
     ) -> list[Job]:
         return await self._ledger.list_jobs(
             status=status,
-            model_uri=None if model is None else str(parse_model_uri(model)),
+            model_uri=None if model is None else str(parsed(model)),
             batch_id=batch_id,
             before=before,
             limit=limit,
@@ -129,20 +169,11 @@ def check_model(caller: Caller, model: str) -> None:
     """Raises ModelNotAllowed for a model that the caller's key does not name."""
     if caller.key is None or not caller.key.models:
         return
-    uri = parse_model_uri(model)
+    uri = parsed(model)
     try:
         check_allowed(uri, caller.key.models)
     except ModelNotAllowed:
         raise ModelNotAllowed(f"this API key may not ask for {uri}") from None
-
-
-def _check_scheme(model: str) -> None:
-    """Raises InvalidModelURI for files, buckets and hosts: nobody is allowed those, so there is nothing to hide."""
-    if not model.startswith(("models:", "runs:")):
-        try:
-            parse_model_uri(model)
-        except ModelNotAllowed as exc:
-            raise InvalidModelURI(exc.message) from None
 
 
 def model_uri_of(request: Mapping[str, Any]) -> str:
@@ -156,7 +187,7 @@ def model_uri_of(request: Mapping[str, Any]) -> str:
     if ":" in model:
         if which:
             raise InvalidInput(f"a model URI says which version: leave {which[0]} out", field=which[0])
-        _check_scheme(model)
+        parsed(model)
         return model
     if not which:
         return f"models:/{model}/latest"

@@ -81,7 +81,12 @@ def batch_status(batch: Batch) -> str:
 def error_view(error: JobError | None) -> dict[str, Any] | None:
     if error is None:
         return None
-    return {"code": error.code, "message": error.message, "retryable": error.code in _RETRYABLE}
+    return {"code": error.code, "message": error.message, "retryable": is_retryable(error.code)}
+
+
+def is_retryable(code: str) -> bool:
+    """Whether a job that ended with this error can succeed when it is asked for again."""
+    return code in _RETRYABLE
 
 
 def _codes(kind: type[errors.PyFunQError]) -> set[str]:

@@ -129,6 +129,11 @@ SELECT r.model_uri, r.confidence, r.timeout_seconds, r.max_rows, r.queue, r.upda
 FROM resolution r JOIN model_version v ON v.id = r.version_id
 ORDER BY r.model_uri
 
+-- name: versions_named
+-- The versions of a model that were ever asked for, newest first.
+SELECT id, name, version, created_ms, source, run_id, experiment_id, signature FROM model_version
+WHERE name = $1 ORDER BY id DESC LIMIT $2
+
 -- name: add_version
 -- Makes a version known; a version that is known keeps its id and its signature.
 INSERT INTO model_version (name, version, created_ms, source, run_id, experiment_id)
