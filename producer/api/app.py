@@ -6,11 +6,12 @@ from contextlib import asynccontextmanager
 import orjson
 from fastapi import FastAPI, Request, Response
 
-from producer.api import jobs, problems
+from producer.api import batches, events, jobs, problems
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
 from producer.api.service import Service
 from producer.api.state import State, service_of
+from producer.api.uploads import Uploads
 from pyfunq import __version__
 from pyfunq.errors import LedgerUnavailable
 from pyfunq.settings import Settings
@@ -21,9 +22,10 @@ def make_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with Service(settings) as service:
-            app.state.pyfunq = State(settings, service, Callers(service.keys))
-            yield
+        with Uploads(settings.home / "uploads", settings.max_upload_bytes) as uploads:
+            async with Service(settings) as service:
+                app.state.pyfunq = State(settings, service, Callers(service.keys), uploads)
+                yield
 
     app = FastAPI(
         title="PyFunQ",
@@ -34,6 +36,8 @@ def make_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     app.include_router(jobs.router)
+    app.include_router(batches.router)
+    app.include_router(events.router)
     _add_health(app)
     return app
 

@@ -6,6 +6,7 @@ from fastapi import Request
 
 from producer.api.callers import Caller, Callers
 from producer.api.service import Service
+from producer.api.uploads import Uploads
 from pyfunq.api_keys import Scope
 from pyfunq.settings import Settings
 
@@ -17,6 +18,7 @@ class State:
     settings: Settings
     service: Service
     callers: Callers
+    uploads: Uploads
 
 
 def state_of(request: Request) -> State:
