@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pyfunq.admission import Admission
+from pyfunq.custom_ids import CustomIds
 from pyfunq.cut import Cut, Source
 from pyfunq.errors import InvalidInput, LedgerUnavailable, PyFunQError, SubmissionStopped, UnknownBatch, WaitTimeout
 from pyfunq.feed import Feed
@@ -41,12 +42,15 @@ Chunks = Callable[[int, int, Mapping[str, Any] | None], Iterator[EncodedInput]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class Opened:
     """A source that was checked; `file` is what tells its state from others, None where it cannot be read again."""
 
     rows: int | None
     chunks: Chunks
     file: Source | None
+    tenant_id: int = 0
+    ids: CustomIds | None = None
+    """What its rows are called, where they are called anything."""
 
 
 class AsyncBatches:
@@ -123,7 +127,7 @@ class AsyncBatches:
 
     def _cut(
         self,
-        opened: _Opened,
+        opened: Opened,
         by_reference: bool,
         chunk_rows: int | None,
         queue: str,
@@ -159,31 +163,31 @@ class AsyncBatches:
             raise InvalidInput("a batch is resumed with the file that it is from", field="source")
         return cut
 
-    async def _reopen(self, batch: Batch, cut: Cut, opened: _Opened, name: str) -> None:
+    async def _reopen(self, batch: Batch, cut: Cut, opened: Opened, name: str) -> None:
         """Raises InvalidInput for another file, and where there is nothing to go on with."""
         cut.check_source(opened.file or {}, name)
         if not await self._ledger.resume_batch(batch.id):
             reason = batch.error.message if batch.error else "it was submitted meanwhile"
             raise InvalidInput(f"batch {batch.id} cannot be resumed: {reason}", field="resume")
 
-    def _open(self, source: Any, by_reference: bool, signature: Signature | None) -> _Opened:
+    def _open(self, source: Any, by_reference: bool, signature: Signature | None) -> Opened:
         from pyfunq.backlog import fingerprint, open_backlog
         from pyfunq.references import open_references
 
         if by_reference:
             named = open_references(source, InputRoots(self._settings.input_roots), signature=signature)
-            return _Opened(named.rows, named.chunks, {"checksum": named.checksum})
+            return Opened(named.rows, named.chunks, {"checksum": named.checksum})
         is_file = isinstance(source, str | os.PathLike)
         backlog = open_backlog(source, signature=signature)
         # After the check: a file that is changed in between is found when it is read.
-        return _Opened(backlog.rows, backlog.chunks, fingerprint(Path(source)) if is_file else None)
+        return Opened(backlog.rows, backlog.chunks, fingerprint(Path(source)) if is_file else None)
 
     async def _feed(
         self,
         batch_id: UUID,
         model_uri: str,
         cut: Cut,
-        opened: _Opened,
+        opened: Opened,
         resumed: bool,
         on_progress: Callable[[int], None] | None,
     ) -> Batch:
@@ -196,6 +200,8 @@ class AsyncBatches:
             cut=cut,
             max_attempts=self._settings.max_attempts,
             max_queued_jobs=self._settings.max_queued_jobs,
+            tenant_id=opened.tenant_id,
+            ids=opened.ids,
         )
         try:
             chunks = opened.chunks(cut.chunk_rows, cut.max_bytes, cut.params_object())

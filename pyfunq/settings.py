@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     """Comma-separated absolute directories and URL prefixes; jobs may name Parquet files under these, and no others."""
     max_input_bytes: int = Field(default=10 * MIB, gt=0)
     """The largest encoded input of one job."""
+    max_upload_bytes: int = Field(default=4 * 1024 * MIB, gt=0)
+    """The largest body of a batch that comes over HTTP, as it is sent and inflated."""
     chunk_rows: int = Field(default=10_000, gt=0)
     """Rows per job of a batch, fewer where they would exceed max_input_bytes."""
     max_queued_jobs: int = Field(default=1_000_000, gt=0)

@@ -6,13 +6,14 @@ from contextlib import asynccontextmanager
 import orjson
 from fastapi import FastAPI, Request, Response
 
-from producer.api import aliases, docs, invocations, jobs, models, open_inference, problems
+from producer.api import aliases, batches, docs, events, invocations, jobs, models, open_inference, problems
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
 from producer.api.gate import Gate
 from producer.api.rates import Rates
 from producer.api.service import Service
 from producer.api.state import State, service_of
+from producer.api.uploads import Uploads
 from pyfunq import __version__
 from pyfunq.errors import LedgerUnavailable
 from pyfunq.settings import Settings
@@ -23,11 +24,12 @@ def make_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with Service(settings) as service:
-            callers = Callers(service.keys, key_needed=settings.api_require_key)
-            rates = Rates(per_second=settings.api_per_second, at_once=settings.api_max_requests_per_key)
-            app.state.pyfunq = State(settings, service, callers, rates)
-            yield
+        rates = Rates(per_second=settings.api_per_second, at_once=settings.api_max_requests_per_key)
+        with Uploads(settings.home / "uploads", settings.max_upload_bytes) as uploads:
+            async with Service(settings) as service:
+                callers = Callers(service.keys, key_needed=settings.api_require_key)
+                app.state.pyfunq = State(settings, service, callers, rates, uploads)
+                yield
 
     app = FastAPI(
         title="PyFunQ",
@@ -38,7 +40,7 @@ def make_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     app.add_middleware(Gate, at_once=settings.api_max_requests)
-    for routes in (jobs, models, invocations, open_inference, aliases, docs):
+    for routes in (jobs, batches, events, models, invocations, open_inference, aliases, docs):
         app.include_router(routes.router)
     _add_health(app)
     return app

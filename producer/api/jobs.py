@@ -50,6 +50,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         401: "No valid API key",
         403: "The API key may not do this",
         404: "Not there, or not the caller's",
+        406: "None of the media types that it comes as",
         408: "Sent too slowly",
         409: "Not in this state",
         413: "Too large",

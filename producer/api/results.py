@@ -19,7 +19,7 @@ async def as_json(what: str, stored: StoredResult) -> bytes:
     """The predictions' JSON. Raises JobFailed where there are none (any more)."""
     if stored.format == "json" and stored.payload is not None:
         return stored.payload
-    return await asyncio.to_thread(lambda: _dumps(decoded(what, stored)))
+    return await asyncio.to_thread(lambda: dumps(plain(decoded(what, stored))))
 
 
 async def as_arrow(what: str, stored: StoredResult) -> bytes:
@@ -29,20 +29,25 @@ async def as_arrow(what: str, stored: StoredResult) -> bytes:
     return await asyncio.to_thread(lambda: _stream(decoded(what, stored)))
 
 
-def _dumps(result: Any) -> bytes:
-    """A row of a frame is an object; NaN, NaT and NA are null."""
+def plain(result: Any) -> Any:
+    """Predictions as lists and objects, for `dumps`: a row of a frame is an object."""
     import numpy as np
     import pandas as pd
 
     if isinstance(result, pd.DataFrame):
-        result = result.to_dict("records")
-    elif isinstance(result, pd.Series | np.ndarray):
-        result = result.tolist()
-    return orjson.dumps(
-        result,
-        default=lambda value: None if value is pd.NaT or value is pd.NA else str(value),
-        option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z,
-    )
+        return result.to_dict("records")
+    return result.tolist() if isinstance(result, pd.Series | np.ndarray) else result
+
+
+def dumps(value: Any) -> bytes:
+    """JSON of what `plain` gives; NaN, NaT and NA are null."""
+    return orjson.dumps(value, default=_default, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z)
+
+
+def _default(value: Any) -> str | None:
+    import pandas as pd
+
+    return None if value is pd.NaT or value is pd.NA else str(value)
 
 
 def _stream(result: Any) -> bytes:

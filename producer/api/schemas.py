@@ -96,3 +96,31 @@ class JobPage(_Document):
 
 class ResultView(_Document):
     predictions: Any
+
+
+class BatchView(_Document):
+    id: UUID
+    status: str = Field(
+        description="submitting, stopped, running, succeeded, partly_succeeded, cancelled or failed (no success)."
+    )
+    model: str
+    source: str
+    jobs: int
+    rows: int
+    rows_finished: int
+    rows_expected: int | None
+    counts: dict[str, int] = Field(description="Jobs by status.")
+    created_at: datetime
+    submitted_at: datetime | None
+    error: JobErrorView | None = Field(description="Why submitting it ended early.")
+    links: dict[str, str]
+
+
+class BatchPage(_Document):
+    data: list[BatchView]
+    next_cursor: str | None = Field(description="`cursor` of the next page; null on the last one.")
+
+
+class RetriedView(_Document):
+    retried: int = Field(description="Jobs that are queued again.")
+    batch: BatchView

@@ -1,17 +1,18 @@
 """What the API asks of the ledger and the queue, for the caller whose request it is."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 from uuid import UUID
 
+from producer.api.batch_service import BatchService
 from producer.api.callers import Caller, KeyTable
 from producer.api.known_models import Known
 from producer.api.model_names import allowed, parsed
 from producer.api.quotas import Quotas
 from producer.api.registered import Registered
 from pyfunq.batches import valid_lane
-from pyfunq.client import AsyncClient
 from pyfunq.entries import StoredResult
 from pyfunq.errors import InvalidInput, ModelNotAllowed, UnknownBatch, UnknownJob, WaitTimeout
 from pyfunq.gathered import Gathered
@@ -24,11 +25,13 @@ from pyfunq.signature import Signature
 
 Ended = tuple[Job, StoredResult]
 
+_POLL_SECONDS = 1.0
+
 _KEY_SEPARATOR = "\x1f"
 """No idempotency key of a caller holds it: they are printable."""
 
 
-class Service(AsyncClient):
+class Service(BatchService):
     """An `AsyncClient` that knows whose each job is. Everything here raises what the methods of that raise."""
 
     async def __aenter__(self) -> Self:
@@ -110,6 +113,23 @@ class Service(AsyncClient):
             except WaitTimeout:
                 return None
         return await self.find_ended(caller, job.id)
+
+    async def job_states(self, job_id: UUID) -> AsyncIterator[Job]:
+        """The job again and again until it is final: every second, and when its end is announced."""
+        ended = asyncio.ensure_future(self._finished.wait(job_id))
+        try:
+            while True:
+                job = await self.get(job_id)
+                yield job
+                if job.is_final:
+                    return
+                await asyncio.wait([ended], timeout=_POLL_SECONDS)
+                if ended.done():
+                    # Final, or Postgres was away; a job that was put back since is not final any more.
+                    await asyncio.sleep(_POLL_SECONDS if ended.exception() else 0)
+                    ended = asyncio.ensure_future(self._finished.wait(job_id))
+        finally:
+            ended.cancel()
 
     @property
     def keys(self) -> KeyTable:

@@ -7,6 +7,7 @@ from fastapi import Request
 from producer.api.callers import Caller, Callers
 from producer.api.rates import Rates
 from producer.api.service import Service
+from producer.api.uploads import Uploads
 from pyfunq.api_keys import Scope
 from pyfunq.settings import Settings
 
@@ -19,6 +20,7 @@ class State:
     service: Service
     callers: Callers
     rates: Rates
+    uploads: Uploads
 
 
 def state_of(request: Request) -> State:

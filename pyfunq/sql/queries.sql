@@ -53,7 +53,12 @@ SELECT key, digest, job_id FROM idempotency
 WHERE key = ANY ($1::text[]) AND created_at > now() - make_interval(secs => $2)
 
 -- name: drop_old_keys
--- Forgets idempotency keys older than $1 seconds.
+-- Forgets idempotency keys of jobs and of batches older than $1 seconds.
+WITH of_batches AS (
+    DELETE FROM batch_key
+    WHERE key = ANY (ARRAY(SELECT key FROM batch_key WHERE created_at <= now() - make_interval(secs => $1)
+                           ORDER BY created_at LIMIT 10000 FOR UPDATE SKIP LOCKED))
+)
 DELETE FROM idempotency
 WHERE key = ANY (ARRAY(SELECT key FROM idempotency WHERE created_at <= now() - make_interval(secs => $1)
                        ORDER BY created_at LIMIT 10000 FOR UPDATE SKIP LOCKED))
@@ -458,16 +463,6 @@ UPDATE batch SET seen_at = now() WHERE id = $1 AND error_code IS NULL RETURNING 
 -- Which chunks of a batch, from index $2 to $3, are committed.
 SELECT batch_index, rows FROM job WHERE batch_id = $1 AND batch_index BETWEEN $2 AND $3
 
--- name: get_batch
--- A batch, and for how long its producer was silent while Postgres could have heard it.
-SELECT id, model_uri, source, created_at, submitted_at, error_code, error_message, cut,
-       extract(epoch FROM now() - greatest(seen_at, pg_postmaster_start_time()))::double precision AS silent_seconds
-FROM batch WHERE id = $1
-
--- name: count_batch
--- A batch's jobs and rows by status.
-SELECT status, count(*) AS jobs, sum(rows) AS rows FROM job WHERE batch_id = $1 GROUP BY status
-
 -- name: batch_results
 -- A batch's results in input order, from an index ($2) on: of $3 jobs, fewer where they have more than $4 bytes. How many
 -- these are is known before any is read.
@@ -630,3 +625,66 @@ SELECT count(*) FROM (SELECT FROM job WHERE tenant_id = $1 AND tenant_id <> 0 AN
 -- name: tenant_of_batch
 -- Whose a batch is.
 SELECT tenant_id FROM batch WHERE id = $1
+
+-- name: get_batches
+-- Batches ($1); for how long their producers were silent while Postgres could have heard them.
+SELECT id, model_uri, source, created_at, submitted_at, error_code, error_message, cut,
+       extract(epoch FROM now() - greatest(seen_at, pg_postmaster_start_time()))::double precision AS silent_seconds
+FROM batch WHERE id = ANY ($1::uuid[])
+
+-- name: count_batches
+-- Jobs and rows of batches ($1) by status.
+SELECT batch_id, status, count(*) AS jobs, sum(rows) AS rows FROM job WHERE batch_id = ANY ($1::uuid[])
+GROUP BY batch_id, status
+
+-- name: list_batches
+-- The ids of batches, of a tenant ($1) or all, newest first, from a cursor ($2: the last id of the page before) on.
+SELECT id FROM batch
+WHERE ($1::integer IS NULL OR tenant_id = $1) AND ($2::uuid IS NULL OR id < $2)
+ORDER BY id DESC
+LIMIT $3
+
+-- name: batch_jobs
+-- How $3 of a batch's jobs are, without results, in input order from an index ($2) on.
+SELECT id, batch_index, rows, status, error_code, error_message FROM job
+WHERE batch_id = $1 AND batch_index >= $2
+ORDER BY batch_index
+LIMIT $3
+
+-- name: unfinished_in_batch
+-- The first of a batch's jobs that is not final.
+SELECT id FROM job WHERE batch_id = $1 AND status IN ('queued', 'running') ORDER BY batch_index LIMIT 1
+
+-- name: keep_custom_ids
+-- What the rows of a batch's ($1) chunks ($2) are called ($3).
+INSERT INTO batch_custom_ids (batch_id, batch_index, ids)
+SELECT $1, * FROM unnest($2::integer[], $3::bytea[])
+ON CONFLICT DO NOTHING
+
+-- name: custom_ids
+-- What the rows of a batch's chunks, from index $2 to $3, are called.
+SELECT batch_index, ids FROM batch_custom_ids WHERE batch_id = $1 AND batch_index BETWEEN $2 AND $3
+
+-- name: take_batch_key
+-- Makes an idempotency key ($1) stand for a new batch ($2), unless it stands for one that was submitted less than $3
+-- seconds ago, or whose producer was heard within the last $4.
+INSERT INTO batch_key AS old (key, batch_id) VALUES ($1, $2)
+ON CONFLICT (key) DO UPDATE SET batch_id = EXCLUDED.batch_id, digest = NULL, seen_at = now(), created_at = now()
+WHERE CASE WHEN EXISTS (SELECT FROM batch b WHERE b.id = old.batch_id AND b.submitted_at IS NOT NULL)
+           THEN old.created_at <= now() - make_interval(secs => $3)
+           ELSE old.seen_at <= now() - make_interval(secs => $4) END
+RETURNING key
+
+-- name: read_batch_key
+-- What an idempotency key stands for, and whether all of that batch is committed.
+SELECT k.batch_id, k.digest, b.submitted_at IS NOT NULL AS is_submitted
+FROM batch_key k LEFT JOIN batch b ON b.id = k.batch_id
+WHERE k.key = $1
+
+-- name: keep_batch_key
+-- Says that whoever submits a key's ($1) batch ($2) lives; $3: the request's digest, once it is known.
+UPDATE batch_key SET seen_at = now(), digest = coalesce($3, digest) WHERE key = $1 AND batch_id = $2 RETURNING key
+
+-- name: free_batch_key
+-- Nothing of a key's ($1) batch ($2) was accepted.
+DELETE FROM batch_key WHERE key = $1 AND batch_id = $2

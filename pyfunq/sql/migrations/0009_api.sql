@@ -26,6 +26,7 @@ CREATE TABLE api_key (
 ALTER TABLE job ADD COLUMN tenant_id integer NOT NULL DEFAULT 0;
 ALTER TABLE batch ADD COLUMN tenant_id integer NOT NULL DEFAULT 0;
 CREATE INDEX job_tenant ON job (tenant_id, id) WHERE tenant_id <> 0;
+CREATE INDEX batch_tenant ON batch (tenant_id, id);
 CREATE INDEX job_queued_tenant ON job (tenant_id) WHERE status = 'queued' AND tenant_id <> 0;
 
 -- Only jobs that callers gave such a thing have a row.
@@ -33,3 +34,22 @@ CREATE TABLE job_note (
     id       uuid PRIMARY KEY,
     metadata text NOT NULL                  -- a JSON object, as it was given
 );
+
+-- What callers call the rows of a batch's chunk; only batches whose rows have such names have any.
+CREATE TABLE batch_custom_ids (
+    batch_id    uuid NOT NULL,
+    batch_index integer NOT NULL,
+    ids         bytea NOT NULL,             -- a JSON array of texts, one a row, deflated
+    PRIMARY KEY (batch_id, batch_index)
+);
+ALTER TABLE batch_custom_ids ALTER COLUMN ids SET STORAGE EXTERNAL;
+
+-- Which batch a caller's idempotency key stands for; it is taken before the request's body has come.
+CREATE TABLE batch_key (
+    key        text PRIMARY KEY,
+    batch_id   uuid NOT NULL,
+    digest     bytea,                       -- of the request; null while its body comes
+    seen_at    timestamptz NOT NULL DEFAULT now(), -- when whoever submits it was last heard
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX batch_key_created ON batch_key (created_at);
