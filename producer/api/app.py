@@ -9,6 +9,8 @@ from fastapi import FastAPI, Request, Response
 from producer.api import jobs, problems
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
+from producer.api.many_jobs import router as many_jobs
+from producer.api.parts import router as parts
 from producer.api.service import Service
 from producer.api.state import State, service_of
 from pyfunq import __version__
@@ -34,6 +36,8 @@ def make_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     app.include_router(jobs.router)
+    app.include_router(many_jobs)
+    app.include_router(parts)
     _add_health(app)
     return app
 

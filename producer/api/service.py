@@ -6,8 +6,8 @@ from typing import Any, Self
 from uuid import UUID
 
 from producer.api.callers import Caller, KeyTable
+from producer.api.many_service import KEY_SEPARATOR, ManyService
 from pyfunq.batches import valid_lane
-from pyfunq.client import AsyncClient
 from pyfunq.entries import StoredResult
 from pyfunq.errors import BacklogFull, InvalidInput, ModelNotAllowed, UnknownBatch, UnknownJob, WaitTimeout
 from pyfunq.gathered import Gathered
@@ -18,11 +18,8 @@ from pyfunq.options import JobOptions
 
 Ended = tuple[Job, StoredResult]
 
-_KEY_SEPARATOR = "\x1f"
-"""No idempotency key of a caller holds it: they are printable."""
 
-
-class Service(AsyncClient):
+class Service(ManyService):
     """An `AsyncClient` that knows whose each job is. Everything here raises what the methods of that raise."""
 
     async def __aenter__(self) -> Self:
@@ -46,17 +43,17 @@ class Service(AsyncClient):
         if (key := caller.key) is not None:
             options = replace(options, tenant_id=key.tenant_id, tenant=key.tenant)
             if options.idempotency_key is not None:
-                own = f"{key.tenant_id}{_KEY_SEPARATOR}{options.idempotency_key}"
+                own = f"{key.tenant_id}{KEY_SEPARATOR}{options.idempotency_key}"
                 options = replace(options, idempotency_key=own)
-            await self._check_quota(caller)
+            await self._check_quota(caller, 1)
         return await self._submit(model, inputs, params, valid_lane(lane), options)
 
-    async def _check_quota(self, caller: Caller) -> None:
+    async def _check_quota(self, caller: Caller, jobs: int) -> None:
         key = caller.key
         if key is None or key.max_queued_jobs is None:
             return
         queued = await self._ledger.count_queued_of(key.tenant_id, at_most=key.max_queued_jobs)
-        if queued >= key.max_queued_jobs:
+        if queued + jobs > key.max_queued_jobs:
             raise BacklogFull(f"{key.tenant} has {queued:,} queued jobs, as many as it may")
 
     async def find(self, caller: Caller, job_id: UUID) -> Job:
@@ -89,6 +86,10 @@ class Service(AsyncClient):
     def most_body_bytes(self) -> int:
         """Of a request that is one job: an input that is as large as it may be, and what is beside it."""
         return 2 * self._settings.max_input_bytes
+
+    @property
+    def most_input_bytes(self) -> int:
+        return self._settings.max_input_bytes
 
     async def ping(self) -> None:
         """Raises LedgerUnavailable."""

@@ -24,8 +24,9 @@ from worker.process import WorkerProcess
 class ApiServer(uvicorn.Server):
     """In a thread, with an event loop of its own."""
 
-    def __init__(self, settings: Settings) -> None:
-        config = uvicorn.Config(make_app(settings), host="127.0.0.1", port=0, log_config=None, access_log=False)
+    def __init__(self, settings: Settings, around: Callable[[Any], Any] = lambda app: app) -> None:
+        """`around`: another ASGI app around the API's."""
+        config = uvicorn.Config(around(make_app(settings)), host="127.0.0.1", port=0, log_config=None, access_log=False)
         super().__init__(config)
         self._thread = threading.Thread(target=self.run, daemon=True)
 
