@@ -26,6 +26,7 @@ from pyfunq.lanes import queues_of
 from pyfunq.ledger import Ledger
 from pyfunq.options import JobOptions
 from pyfunq.outcomes import BatchPart, batch_part
+from pyfunq.progress import progress_bar
 from pyfunq.publishing import AsyncPublisher
 from pyfunq.settings import Settings
 from pyfunq.signature import Signature
@@ -234,18 +235,34 @@ class AsyncBatches:
         batch: Batch | UUID | str,
         timeout: float | None = None,  # noqa: ASYNC109
         on_progress: Callable[[Batch], None] | None = None,
+        *,
+        progress: bool = False,
     ) -> Batch:
-        """The batch once all its jobs are final.
+        """The batch once all its jobs are final. `progress`: a bar on stderr, where that is a terminal.
 
         Raises WaitTimeout after `timeout` seconds (the batch goes on), SubmissionStopped when all that was accepted
         is final, and its producer stopped before the end or has not been heard for 60 s.
         """
+        with progress_bar("batch", shown=progress) as show:
+
+            def tell(now: Batch) -> None:
+                show(now.rows_finished, now.source_rows or now.rows)
+                if on_progress is not None:
+                    on_progress(now)
+
+            return await self._end_of(batch, timeout, tell)
+
+    async def _end_of(
+        self,
+        batch: Batch | UUID | str,
+        timeout: float | None,  # noqa: ASYNC109
+        tell: Callable[[Batch], None],
+    ) -> Batch:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             asked = time.monotonic()
             now = await self.get_batch(batch)
-            if on_progress is not None:
-                on_progress(now)
+            tell(now)
             if now.is_final:
                 return now
             if now.is_stopped and now.finished == now.jobs:

@@ -257,6 +257,65 @@ class AcceptanceUnknown(LedgerUnavailable):
     retryable = False
 
 
+class ApiUnavailable(PyFunQError):
+    """The PyFunQ API cannot be reached, or cannot answer now."""
+
+    code = "api_unavailable"
+    fault = "dependency"
+    retryable = True
+
+
+class RateLimited(PyFunQError):
+    """More requests than this API key may make; wait, then go on."""
+
+    code = "too_many_requests"
+    fault = "caller"
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unauthenticated(PyFunQError):
+    """The API wants a valid key (PYFUNQ_API_KEY)."""
+
+    code = "unauthenticated"
+    fault = "caller"
+
+
+class Forbidden(PyFunQError):
+    """This API key may not do that."""
+
+    code = "forbidden"
+    fault = "caller"
+
+
+class RequestRefused(PyFunQError):
+    """The API did not take the request."""
+
+    code = "request_refused"
+    fault = "caller"
+
+    def __init__(self, message: str | None = None, *, status: int = 0, api_code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.api_code = api_code
+
+
+class WrongApi(PyFunQError):
+    """What answers at this URL is no PyFunQ API."""
+
+    code = "wrong_api"
+
+
+class NotOverHttp(PyFunQError):
+    """Only a client that has the database's address can do that."""
+
+    code = "not_over_http"
+    fault = "caller"
+
+
 class QueueUnavailable(PyFunQError):
     """Redis cannot be reached."""
 

@@ -28,6 +28,11 @@ class Settings(BaseSettings):
         default=None, validation_alias=AliasChoices("PYFUNQ_MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI")
     )
 
+    api_url: str | None = None
+    """Of a PyFunQ API: where only this is set, and no database_url, clients use it."""
+    api_key: SecretStr | None = None
+    """What clients show to it."""
+
     allowed_models: Annotated[tuple[str, ...], NoDecode] = ("models:/*",)
     """Comma-separated patterns (`*` and `?`) of model URIs that may be asked for; `runs:/` needs one of its own."""
     input_roots: Annotated[tuple[str, ...], NoDecode] = ()

@@ -34,6 +34,8 @@ for name in (
     "MLFLOW_TRACKING_URI",
     "PYFUNQ_HOME",
     "PYFUNQ_ALLOWED_MODELS",
+    "PYFUNQ_API_URL",
+    "PYFUNQ_API_KEY",
 ):
     os.environ.pop(name, None)
 

@@ -10,6 +10,8 @@ from producer.api import aliases, batches, docs, events, invocations, jobs, mode
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
 from producer.api.gate import Gate
+from producer.api.many_jobs import router as many_jobs
+from producer.api.parts import router as parts
 from producer.api.rates import Rates
 from producer.api.service import Service
 from producer.api.state import State, service_of
@@ -40,6 +42,8 @@ def make_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     app.add_middleware(Gate, at_once=settings.api_max_requests)
+    app.include_router(many_jobs)  # before those with an id in their path
+    app.include_router(parts)
     for routes in (jobs, batches, events, models, invocations, open_inference, aliases, docs):
         app.include_router(routes.router)
     _add_health(app)

@@ -8,7 +8,8 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-from producer.api.bodies import JSON, json_body
+from producer.api.arrow_jobs import ARROW_BODY, ARROW_PARAMETERS, accept_arrow
+from producer.api.bodies import JSON, content_type, json_body
 from producer.api.callers import Caller
 from producer.api.pointers import pointer_to
 from producer.api.problems import Problem
@@ -73,8 +74,9 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         **PROBLEMS,
     },
     openapi_extra={
-        "requestBody": {"required": True, "content": {JSON: {"schema": JobRequest.model_json_schema()}}},
+        "requestBody": {"required": True, "content": {JSON: {"schema": JobRequest.model_json_schema()}, **ARROW_BODY}},
         "parameters": [
+            *ARROW_PARAMETERS,
             {
                 "name": "Prefer",
                 "in": "header",
@@ -94,11 +96,15 @@ async def submit(request: Request) -> Response:
     """Submit a job. What is answered with 202 (or 200) is committed and is not lost."""
     service = service_of(request)
     caller = await caller_of(request, Scope.SUBMIT)
-    asked = await json_body(request, service.most_body_bytes)
-    try:
-        job = await _accept(service, caller, asked, request.headers.get("idempotency-key"))
-    except InvalidInput as exc:
-        raise Problem.of(exc, pointer=pointer_to(exc.field, asked, exc.row) if exc.field else None) from exc
+    key = request.headers.get("idempotency-key")
+    if content_type(request) == ARROW:
+        job = await accept_arrow(request, service, caller, key)
+    else:
+        asked = await json_body(request, service.most_body_bytes)
+        try:
+            job = await _accept(service, caller, asked, key)
+        except InvalidInput as exc:
+            raise Problem.of(exc, pointer=pointer_to(exc.field, asked, exc.row) if exc.field else None) from exc
     seconds = wait_seconds(request.headers.getlist("prefer"))
     if seconds is None:
         return _accepted(job)
@@ -199,7 +205,7 @@ async def get_result(
     what = f"job {job_id}"
     if job.status is not JobStatus.SUCCEEDED:
         decoded(what, stored)  # raises what says why
-    if prefers_arrow(request.headers.get("accept", "")):
+    if prefers_arrow(request.headers.get("accept", ""), stored.format):
         return Response(await as_arrow(what, stored), media_type=ARROW)
     return Response(b'{"predictions":%b}' % await as_json(what, stored), media_type=JSON)
 

@@ -96,12 +96,13 @@ class Problem(Exception):
         field = getattr(exc, "field", None)
         if pointer is None and field is not None:
             pointer = f"/{escaped(field)}"
+        named = {} if field is None else {"field": str(field)}
         wait = getattr(exc, "retry_after_seconds", _RETRY_SECONDS)
         return cls(
             status,
             detail,
             code=code,
-            errors=[] if pointer is None else [{"pointer": pointer, "detail": detail}],
+            errors=[] if pointer is None else [{"pointer": pointer, "detail": detail, **named}],
             headers={"Retry-After": str(max(1, round(wait)))} if status == 503 else {},
             retryable=exc.retryable,
         )

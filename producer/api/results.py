@@ -5,14 +5,18 @@ from typing import Any
 
 import orjson
 
+from producer.api.bodies import JSON
+from pyfunq import http_wire
 from pyfunq.entries import StoredResult
 from pyfunq.outcomes import decoded
 
-ARROW = "application/vnd.apache.arrow.stream"
+ARROW = http_wire.ARROW
 
 
-def prefers_arrow(accept: str) -> bool:
-    return any(part.partition(";")[0].strip().lower() == ARROW for part in accept.split(","))
+def prefers_arrow(accept: str, kept_as: str | None = None) -> bool:
+    """Whether Arrow is asked for; where JSON is welcome too, it is what the result is kept as that decides."""
+    accepted = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    return ARROW in accepted and (JSON not in accepted or kept_as == "arrow")
 
 
 async def as_json(what: str, stored: StoredResult) -> bytes:

@@ -71,10 +71,13 @@ class JobView(_Document):
     model: str
     model_name: str | None
     model_version: str | None = Field(description="The version that predicted it.")
+    run_id: str | None = Field(default=None, description="MLflow's, of that version.")
+    experiment_id: str | None = None
     lane: str
     rows: int
     attempt: int
     max_attempts: int
+    crashes: int = Field(default=0, description="How many worker processes it has cost.")
     retries: int
     failures: int
     timeout: float | None
@@ -83,6 +86,7 @@ class JobView(_Document):
     finished_at: datetime | None
     expires_at: datetime | None
     batch_id: UUID | None
+    tenant: str | None = Field(default=None, description="Whose it is: that of the API key it came with.")
     metadata: dict[str, Any] | None
     error: JobErrorView | None
     links: dict[str, str]

@@ -9,6 +9,7 @@ from uuid import UUID
 from producer.api.batch_service import BatchService
 from producer.api.callers import Caller, KeyTable
 from producer.api.known_models import Known
+from producer.api.many_service import KEY_SEPARATOR, ManyService
 from producer.api.model_names import allowed, parsed
 from producer.api.quotas import Quotas
 from producer.api.registered import Registered
@@ -27,11 +28,8 @@ Ended = tuple[Job, StoredResult]
 
 _POLL_SECONDS = 1.0
 
-_KEY_SEPARATOR = "\x1f"
-"""No idempotency key of a caller holds it: they are printable."""
 
-
-class Service(BatchService):
+class Service(BatchService, ManyService):
     """An `AsyncClient` that knows whose each job is. Everything here raises what the methods of that raise."""
 
     async def __aenter__(self) -> Self:
@@ -61,9 +59,9 @@ class Service(BatchService):
         if (key := caller.key) is not None:
             options = replace(options, tenant_id=key.tenant_id, tenant=key.tenant)
             if options.idempotency_key is not None:
-                own = f"{key.tenant_id}{_KEY_SEPARATOR}{options.idempotency_key}"
+                own = f"{key.tenant_id}{KEY_SEPARATOR}{options.idempotency_key}"
                 options = replace(options, idempotency_key=own)
-            await self._quotas.admit(key)
+            await self._check_quota(caller, 1)
         return await self._submit(model, inputs, params, valid_lane(lane), options)
 
     def _encode_all(
@@ -91,6 +89,10 @@ class Service(BatchService):
     @property
     def registered(self) -> Registered:
         return self._registered
+
+    async def _check_quota(self, caller: Caller, jobs: int) -> None:
+        if caller.key is not None:
+            await self._quotas.admit(caller.key, jobs)
 
     async def find(self, caller: Caller, job_id: UUID) -> Job:
         job = await self.get(job_id)

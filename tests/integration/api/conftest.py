@@ -26,8 +26,10 @@ from worker.process import WorkerProcess
 class ApiServer(uvicorn.Server):
     """In a thread, with an event loop of its own."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(ServerConfig(make_app(settings), settings, host="127.0.0.1", port=0, log_config=None))
+    def __init__(self, settings: Settings, around: Callable[[Any], Any] = lambda app: app) -> None:
+        """`around`: another ASGI app around the API's."""
+        app = around(make_app(settings))
+        super().__init__(ServerConfig(app, settings, host="127.0.0.1", port=0, log_config=None))
         self._thread = threading.Thread(target=self.run, daemon=True)
 
     def __enter__(self) -> str:
