@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import orjson
 from fastapi import FastAPI, Request, Response
 
-from producer.api import jobs, problems
+from producer.api import hooks, jobs, problems, webhooks
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
 from producer.api.service import Service
@@ -23,7 +23,8 @@ def make_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with Service(settings) as service:
             app.state.pyfunq = State(settings, service, Callers(service.keys))
-            yield
+            async with hooks.listening(app, settings):
+                yield
 
     app = FastAPI(
         title="PyFunQ",
@@ -34,6 +35,8 @@ def make_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     app.include_router(jobs.router)
+    app.include_router(webhooks.router)
+    app.include_router(hooks.router)
     _add_health(app)
     return app
 

@@ -21,11 +21,11 @@ from worker.page_run import run_page
 from worker.process import WorkerProcess
 
 
-class ApiServer(uvicorn.Server):
+class AppServer(uvicorn.Server):
     """In a thread, with an event loop of its own."""
 
-    def __init__(self, settings: Settings) -> None:
-        config = uvicorn.Config(make_app(settings), host="127.0.0.1", port=0, log_config=None, access_log=False)
+    def __init__(self, app: Any) -> None:
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False)
         super().__init__(config)
         self._thread = threading.Thread(target=self.run, daemon=True)
 
@@ -39,6 +39,11 @@ class ApiServer(uvicorn.Server):
     def __exit__(self, *_: object) -> None:
         self.should_exit = True
         self._thread.join(30)
+
+
+class ApiServer(AppServer):
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(make_app(settings))
 
 
 @pytest.fixture
