@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from producer import batch_commands, dead_commands, image, key_commands, model_commands
+from producer import batch_commands, dead_commands, image, key_commands, model_commands, webhook_commands
 from producer.options import FallbackFlag, JsonFlag, RetriesOption, TimeLimitOption, fallback
 from producer.output import say, show_json, show_table
 from producer.programs import (
@@ -37,6 +37,7 @@ app.add_typer(batch_commands.app, name="batch")
 app.add_typer(model_commands.app, name="models")
 app.add_typer(dead_commands.app, name="dead")
 app.add_typer(key_commands.app, name="keys")
+app.add_typer(webhook_commands.app, name="webhooks")
 app.command("image")(image.image)
 
 EXIT_WAIT_TIMEOUT = 124

@@ -215,6 +215,7 @@ class AsyncClient(AsyncBatches, AsyncAhead):
                 idempotency_key=options.idempotency_key,
                 tenant_id=options.tenant_id,
                 metadata=options.metadata,
+                webhook=options.webhook,
             )
             for one in encoded
         ]

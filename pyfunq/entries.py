@@ -36,6 +36,8 @@ class NewJob(NamedTuple):
     """Whose it is; 0: of a program that has the database's address."""
     metadata: str | None = None
     """A JSON object that its caller wants to find with it again."""
+    webhook: str | None = None
+    """The URL that is told of its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from pyfunq.lanes import lane_of, queues_of
 from pyfunq.model_ledger import ModelLedger
 from pyfunq.new_rows import copies, submission
 from pyfunq.sql import queries
+from pyfunq.webhook_ledger import WebhookLedger
 
 _CONNECT_SECONDS = 10.0
 _COMMAND_SECONDS = 60.0
@@ -70,7 +71,7 @@ def ledger_errors() -> Iterator[None]:
         raise LedgerUnavailable(f"Postgres cannot be reached ({type(exc).__name__})") from exc
 
 
-class Ledger(BatchLedger, ModelLedger, KeyLedger):
+class Ledger(BatchLedger, ModelLedger, KeyLedger, WebhookLedger):
     """Everything that is asked of the tables. Belongs to the event loop (and process) that opened it."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
@@ -122,7 +123,7 @@ class Ledger(BatchLedger, ModelLedger, KeyLedger):
         chunks = any(job.batch_id for _, job in jobs)
         if chunks:
             jobs = sorted(jobs, key=_place)
-        if not any(job.idempotency_key or job.metadata for _, job in jobs):
+        if not any(job.idempotency_key or job.metadata or job.webhook for _, job in jobs):
             if sum(len(job.input.payload) for _, job in jobs) >= _COPY_BYTES:
                 await self._submit_by_copy(jobs)
             else:
@@ -138,6 +139,9 @@ class Ledger(BatchLedger, ModelLedger, KeyLedger):
                     await connection.execute(self._sql[statement], *arguments)
                 if noted := {job.id: job.metadata for _, job in new if job.metadata}:
                     await connection.execute(self._sql["note_jobs"], list(noted), list(noted.values()))
+                if told := [job for _, job in new if job.webhook]:
+                    columns = zip(*((job.id, job.tenant_id, job.webhook) for job in told), strict=True)
+                    await connection.execute(self._sql["add_webhooks"], *map(list, columns))
         return others
 
     async def submit_again(

@@ -25,6 +25,8 @@ class JobOptions:
     metadata: str | None = None
     tenant_id: int = 0
     tenant: str | None = None
+    webhook: str | None = None
+    """The URL that is told of its end; whoever sets it has checked it (`webhook_urls`)."""
 
     @classmethod
     def of(

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pyfunq.errors import NotConfigured
 from pyfunq.input_roots import InputRoots
+from pyfunq.webhook_urls import WebhookRules, networks_of, ports_of
 
 MIB = 1024 * 1024
 
@@ -117,11 +118,19 @@ class Settings(BaseSettings):
     """How long the HTTP API's scoring routes wait for a job; then they answer 504, and the job goes on."""
     api_model: str | None = None
     """A model's name or URI: what the HTTP API's scoring routes ask where the caller names none."""
+    webhook_allow_http: bool = False
+    """Whether jobs may name http:// URLs to be told at; else only https://."""
+    webhook_ports: Annotated[tuple[str, ...], NoDecode] = ("80", "443", "8000-9999")
+    """Comma-separated ports and ranges of them that such URLs may have."""
+    webhook_networks: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated networks that are not public, and yet may be told; such as 10.1.0.0/16."""
+    mlflow_webhook_secret: SecretStr | None = None
+    """That of the webhook by which MLflow tells of changes; None: nobody is listened to."""
 
     flower_user: str = "pyfunq"
     flower_password: SecretStr | None = None
 
-    @field_validator("allowed_models", "input_roots", "preload", mode="before")
+    @field_validator("allowed_models", "input_roots", "preload", "webhook_ports", "webhook_networks", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
@@ -130,6 +139,18 @@ class Settings(BaseSettings):
     @classmethod
     def _are_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         InputRoots(value)
+        return value
+
+    @field_validator("webhook_ports")
+    @classmethod
+    def _are_ports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        ports_of(value)
+        return value
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        networks_of(value)
         return value
 
     @property
@@ -143,6 +164,10 @@ class Settings(BaseSettings):
     @property
     def mlflow(self) -> str:
         return self._required("mlflow_tracking_uri", "MLFLOW_TRACKING_URI")
+
+    @property
+    def webhook_rules(self) -> WebhookRules:
+        return WebhookRules(self.webhook_allow_http, ports_of(self.webhook_ports), networks_of(self.webhook_networks))
 
     def _required(self, field: str, variable: str) -> str:
         value = getattr(self, field)

@@ -6,7 +6,19 @@ from contextlib import asynccontextmanager
 import orjson
 from fastapi import FastAPI, Request, Response
 
-from producer.api import aliases, batches, docs, events, invocations, jobs, models, open_inference, problems
+from producer.api import (
+    aliases,
+    batches,
+    docs,
+    events,
+    hooks,
+    invocations,
+    jobs,
+    models,
+    open_inference,
+    problems,
+    webhooks,
+)
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
 from producer.api.gate import Gate
@@ -28,7 +40,7 @@ def make_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         rates = Rates(per_second=settings.api_per_second, at_once=settings.api_max_requests_per_key)
         with Uploads(settings.home / "uploads", settings.max_upload_bytes) as uploads:
-            async with Service(settings) as service:
+            async with Service(settings) as service, hooks.listening(app, settings):
                 callers = Callers(service.keys, key_needed=settings.api_require_key)
                 app.state.pyfunq = State(settings, service, callers, rates, uploads)
                 yield
@@ -44,7 +56,7 @@ def make_app(settings: Settings) -> FastAPI:
     app.add_middleware(Gate, at_once=settings.api_max_requests)
     app.include_router(many_jobs)  # before those with an id in their path
     app.include_router(parts)
-    for routes in (jobs, batches, events, models, invocations, open_inference, aliases, docs):
+    for routes in (jobs, batches, events, webhooks, hooks, models, invocations, open_inference, aliases, docs):
         app.include_router(routes.router)
     _add_health(app)
     return app

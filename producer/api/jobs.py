@@ -19,6 +19,7 @@ from producer.api.schemas import JobPage, JobRequest, JobView, ProblemDocument, 
 from producer.api.service import Ended, Service, model_uri_of
 from producer.api.state import caller_of, service_of
 from producer.api.views import JOBS, job_view
+from producer.api.webhook_requests import with_webhook
 from pyfunq.api_keys import Scope
 from pyfunq.errors import InvalidInput
 from pyfunq.ids import id_time
@@ -32,7 +33,7 @@ router = APIRouter(prefix=JOBS, tags=["jobs"])
 LONGEST_WAIT_SECONDS = 60.0
 _ASK_AGAIN = {"Retry-After": "1"}
 _MOST_LISTED = 1_000
-_OPTIONS = frozenset({"lane", "expires_in", "timeout", "retries", "metadata"})
+_OPTIONS = frozenset({"lane", "expires_in", "timeout", "retries", "metadata", "webhook"})
 _FIELDS = frozenset({"model", "version", "alias", "stage", "params", *FORMATS, *_OPTIONS})
 _FILTERS = frozenset({"status", "model", "batch", "limit", "cursor"})
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:,|;|$)")
@@ -126,6 +127,7 @@ async def _accept(service: Service, caller: Caller, asked: Mapping[str, Any], ke
         key,
         asked.get("metadata"),
     )
+    options = await with_webhook(service, caller, asked.get("webhook"), options)
     inputs = {name: asked[name] for name in FORMATS if asked.get(name) is not None}
     lane = asked.get("lane") or Lane.INTERACTIVE
     if not isinstance(lane, str):

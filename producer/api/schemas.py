@@ -1,12 +1,13 @@
 """The API's documents, as OpenAPI describes them; what comes in is checked by PyFunQ itself, not by these."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pyfunq.job import JobStatus, Lane
+from pyfunq.webhooks import WebhookStatus
 
 
 class _Document(BaseModel):
@@ -24,6 +25,15 @@ class ProblemDocument(_Document):
     code: str = Field(description="Stable; what programs go by.")
     retryable: bool = Field(description="Whether the same request can succeed later.")
     errors: list[dict[str, str]] = Field(default=[], description="`pointer` into the body (RFC 6901), and `detail`.")
+
+
+class WebhookRequest(_Document):
+    """Whom to tell of the job's end."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(max_length=2000, description="https://, at a public address.")
+    events: list[Literal["final"]] = Field(default=["final"], description="`final`: its end, whatever that is.")
 
 
 class JobRequest(_Document):
@@ -45,6 +55,7 @@ class JobRequest(_Document):
     timeout: float | None = Field(default=None, gt=0, description="Seconds that predicting it may take.")
     retries: int = Field(default=0, ge=0, le=20, description="How often it is tried again when it fails.")
     metadata: dict[str, Any] | None = Field(default=None, description="At most 16 KB; comes back with the job.")
+    webhook: WebhookRequest | None = Field(default=None, description="Told of the job's end, signed.")
 
 
 class ScoringRequest(_Document):
@@ -91,6 +102,24 @@ class JobView(_Document):
     error: JobErrorView | None
     links: dict[str, str]
     predictions: Any = Field(default=None, description="Where it was waited for, and succeeded.")
+
+
+class DeliveryView(_Document):
+    event: str
+    attempt: int
+    at: datetime
+    status_code: int | None
+    error: str | None = Field(description="A word for what went wrong; null: it was delivered.")
+    seconds: float
+
+
+class WebhookView(_Document):
+    url: str
+    status: WebhookStatus
+    event: str | None = Field(description="Such as `job.succeeded`; null until the job is final.")
+    attempts: int
+    next_attempt_at: datetime | None
+    deliveries: list[DeliveryView]
 
 
 class JobPage(_Document):

@@ -23,6 +23,8 @@ from pyfunq.job import Batch, Job, JobStatus, Lane
 from pyfunq.model_uri import check_allowed
 from pyfunq.options import JobOptions
 from pyfunq.signature import Signature
+from pyfunq.webhook_urls import WebhookRules
+from pyfunq.webhooks import Webhook
 
 Ended = tuple[Job, StoredResult]
 
@@ -146,6 +148,18 @@ class Service(BatchService, ManyService):
     def most_input_bytes(self) -> int:
         """Of one job's encoded input."""
         return self._settings.max_input_bytes
+
+    @property
+    def webhook_rules(self) -> WebhookRules:
+        return self._settings.webhook_rules
+
+    async def signs_webhooks(self, caller: Caller) -> bool:
+        """Whether there is a secret to sign this caller's webhooks with."""
+        return await self._ledger.has_webhook_secret(caller.tenant_id or 0)
+
+    async def webhook(self, job_id: UUID) -> Webhook | None:
+        """Whom the end of a job that the caller may see is told."""
+        return await self._ledger.webhook(job_id)
 
     async def ping(self) -> None:
         """Raises LedgerUnavailable."""

@@ -366,6 +366,8 @@ WITH doomed AS MATERIALIZED (
     DELETE FROM job_input WHERE id = ANY (ARRAY(SELECT id FROM doomed))
 ), unnoted AS (
     DELETE FROM job_note WHERE id = ANY (ARRAY(SELECT id FROM doomed))
+), untold AS (
+    DELETE FROM webhook WHERE job_id = ANY (ARRAY(SELECT id FROM doomed))
 )
 DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM doomed)) RETURNING id
 
@@ -688,3 +690,71 @@ UPDATE batch_key SET seen_at = now(), digest = coalesce($3, digest) WHERE key = 
 -- name: free_batch_key
 -- Nothing of a key's ($1) batch ($2) was accepted.
 DELETE FROM batch_key WHERE key = $1 AND batch_id = $2
+
+-- name: add_webhooks
+-- Notes whom to tell ($3) of jobs' ($1) ends, for their tenants ($2).
+WITH added AS (INSERT INTO webhook (job_id, tenant_id, url) SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[]))
+UPDATE job SET has_webhook = true WHERE id = ANY ($1::uuid[])
+
+-- name: claim_webhooks
+-- Takes webhooks that are due, at most $1 and of each tenant $2, none of the tenants $3: for $4 seconds they are this
+-- process's. From tenant to tenant by the index, so that one with many of them does not hide the others.
+WITH RECURSIVE owner (tenant_id) AS (
+    (SELECT tenant_id FROM webhook WHERE status = 'due' ORDER BY tenant_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT w.tenant_id FROM webhook w WHERE w.status = 'due' AND w.tenant_id > owner.tenant_id
+            ORDER BY w.tenant_id LIMIT 1)
+    FROM owner WHERE owner.tenant_id IS NOT NULL
+), due AS MATERIALIZED (
+    SELECT own.job_id
+    FROM (SELECT tenant_id FROM owner WHERE tenant_id <> ALL ($3::integer[]) ORDER BY random()) AS someone
+    CROSS JOIN LATERAL (
+        SELECT w.job_id FROM webhook w
+        WHERE w.tenant_id = someone.tenant_id AND w.status = 'due' AND w.next_at <= now()
+        ORDER BY w.next_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    ) AS own
+    LIMIT $1
+), taken AS (
+    UPDATE webhook SET attempts = attempts + 1, next_at = now() + make_interval(secs => $4)
+    WHERE job_id = ANY (ARRAY(SELECT job_id FROM due))
+    RETURNING job_id, tenant_id, url, event, ended_at, ends, attempts AS attempt
+)
+SELECT taken.*, s.secret, CASE WHEN s.rotated_at > now() - interval '1 day' THEN s.previous END AS previous
+FROM taken LEFT JOIN webhook_secret s USING (tenant_id)
+
+-- name: record_delivery
+-- Logs an attempt ($3) to tell of a job's ($1) end ($2), and what is to become of the webhook ($8; another try after $9
+-- seconds). An attempt that failed says nothing where another one was begun meanwhile.
+WITH logged AS (
+    INSERT INTO webhook_delivery (job_id, ends, attempt, event, status_code, error, seconds)
+    VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING
+)
+UPDATE webhook SET status = $8, next_at = CASE WHEN $8 = 'due' THEN now() + make_interval(secs => $9) END
+WHERE job_id = $1 AND ends = $2 AND status = 'due' AND ($8 = 'delivered' OR attempts = $3)
+
+-- name: disable_webhooks
+-- Tells a URL ($2) no more of what a tenant's ($1) jobs named it for until now.
+UPDATE webhook SET status = 'disabled', next_at = NULL
+WHERE tenant_id = $1 AND url = $2 AND status IN ('waiting', 'due')
+
+-- name: get_webhook
+-- Whom a job's end is told, and how far that is.
+SELECT url, status, event, attempts, next_at FROM webhook WHERE job_id = $1
+
+-- name: webhook_deliveries
+-- Attempts to tell of a job's ends, in their order.
+SELECT event, attempt, at, status_code, error, seconds FROM webhook_delivery WHERE job_id = $1 ORDER BY ends, attempt
+
+-- name: set_webhook_secret
+-- Gives a tenant ($1; null: callers without a key) a secret ($2); the one before it signs as well for a day.
+WITH made AS (
+    INSERT INTO tenant (name) SELECT $1 WHERE $1::text IS NOT NULL ON CONFLICT (name) DO NOTHING RETURNING id
+), whose AS (
+    SELECT id FROM made UNION SELECT id FROM tenant WHERE name = $1 UNION SELECT 0 WHERE $1 IS NULL
+)
+INSERT INTO webhook_secret (tenant_id, secret) SELECT id, $2 FROM whose
+ON CONFLICT (tenant_id) DO UPDATE SET previous = webhook_secret.secret, secret = EXCLUDED.secret, rotated_at = now()
+RETURNING previous IS NOT NULL AS rotated
+
+-- name: has_webhook_secret
+SELECT 1 FROM webhook_secret WHERE tenant_id = $1

@@ -53,3 +53,58 @@ CREATE TABLE batch_key (
     created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX batch_key_created ON batch_key (created_at);
+
+-- Whom to tell of a job's end. A trigger makes it due, in the transaction that ends the job, whichever statement does; it
+-- is asked only about jobs that have a webhook.
+ALTER TABLE job ADD COLUMN has_webhook boolean NOT NULL DEFAULT false;
+
+CREATE TABLE webhook_secret (
+    tenant_id  integer PRIMARY KEY,         -- 0: of callers without a key
+    secret     text NOT NULL,               -- HMAC needs it as it is
+    previous   text,                        -- also signs for a day after a rotation
+    rotated_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE webhook (
+    job_id    uuid PRIMARY KEY,
+    tenant_id integer NOT NULL,
+    url       text NOT NULL,
+    status    text NOT NULL DEFAULT 'waiting'
+        CHECK (status IN ('waiting', 'due', 'delivered', 'failed', 'disabled')),
+    event     text,                         -- the job's last final status
+    ended_at  timestamptz,
+    ends      smallint NOT NULL DEFAULT 0,  -- how often the job ended: it can be tried again
+    attempts  smallint NOT NULL DEFAULT 0,  -- to tell of this end
+    next_at   timestamptz                   -- of the next attempt; while one is under way, when another process may try
+);
+CREATE INDEX webhook_due ON webhook (tenant_id, next_at) WHERE status = 'due';
+CREATE INDEX webhook_open ON webhook (tenant_id, url) WHERE status IN ('waiting', 'due');
+
+CREATE TABLE webhook_delivery (
+    job_id      uuid NOT NULL REFERENCES webhook ON DELETE CASCADE,
+    ends        smallint NOT NULL,
+    attempt     smallint NOT NULL,
+    event       text NOT NULL,
+    at          timestamptz NOT NULL DEFAULT now(),
+    status_code smallint,
+    error       text,
+    seconds     real NOT NULL,
+    PRIMARY KEY (job_id, ends, attempt)
+);
+
+CREATE FUNCTION tell_webhook() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.status IN ('queued', 'running') THEN
+        UPDATE webhook SET status = 'waiting', next_at = NULL WHERE job_id = NEW.id AND status <> 'disabled';
+    ELSE
+        UPDATE webhook
+        SET status = 'due', event = NEW.status, ended_at = NEW.finished_at, ends = ends + 1, attempts = 0, next_at = now()
+        WHERE job_id = NEW.id AND status <> 'disabled';
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER job_webhook AFTER UPDATE OF status ON job FOR EACH ROW
+WHEN (NEW.has_webhook AND NEW.status <> OLD.status
+      AND (NEW.status NOT IN ('queued', 'running') OR OLD.status NOT IN ('queued', 'running')))
+EXECUTE FUNCTION tell_webhook();

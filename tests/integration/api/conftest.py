@@ -23,13 +23,12 @@ from worker.page_run import run_page
 from worker.process import WorkerProcess
 
 
-class ApiServer(uvicorn.Server):
+class AppServer(uvicorn.Server):
     """In a thread, with an event loop of its own."""
 
-    def __init__(self, settings: Settings, around: Callable[[Any], Any] = lambda app: app) -> None:
-        """`around`: another ASGI app around the API's."""
-        app = around(make_app(settings))
-        super().__init__(ServerConfig(app, settings, host="127.0.0.1", port=0, log_config=None))
+    def __init__(self, app: Any, settings: Settings | None = None) -> None:
+        config = ServerConfig(app, settings or Settings(), host="127.0.0.1", port=0, log_config=None)
+        super().__init__(config)
         self._thread = threading.Thread(target=self.run, daemon=True)
 
     def __enter__(self) -> str:
@@ -42,6 +41,12 @@ class ApiServer(uvicorn.Server):
     def __exit__(self, *_: object) -> None:
         self.should_exit = True
         self._thread.join(30)
+
+
+class ApiServer(AppServer):
+    def __init__(self, settings: Settings, around: Callable[[Any], Any] = lambda app: app) -> None:
+        """`around`: another ASGI app around the API's."""
+        super().__init__(around(make_app(settings)), settings)
 
 
 @pytest.fixture
