@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     """A worker process is replaced after this many tasks."""
     drain_seconds: int = Field(default=25, gt=0)
 
+    metrics_token: SecretStr | None = None
+    """Who brings it as a bearer token may read the API's metrics, and nothing else."""
+
     flower_user: str = "pyfunq"
     flower_password: SecretStr | None = None
 

@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 import orjson
 from fastapi import FastAPI, Request, Response
 
-from producer.api import jobs, problems
+from producer.api import exposition, jobs, problems
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
+from producer.api.ledger_metrics import LedgerMetrics
+from producer.api.metrics import ApiMetrics, CountRequests
 from producer.api.service import Service
 from producer.api.state import State, service_of
 from pyfunq import __version__
@@ -19,11 +21,16 @@ from pyfunq.settings import Settings
 def make_app(settings: Settings) -> FastAPI:
     """Needs Postgres and Redis when it starts, not before."""
 
+    counted = ApiMetrics()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with Service(settings) as service:
-            app.state.pyfunq = State(settings, service, Callers(service.keys))
+            service.tell_accepted(counted.accepted)
+            ledger_metrics = LedgerMetrics(service.metrics, stale_seconds=settings.stale_seconds)
+            app.state.pyfunq = State(settings, service, Callers(service.keys), counted, ledger_metrics)
             yield
+            await ledger_metrics.close()
 
     app = FastAPI(
         title="PyFunQ",
@@ -32,8 +39,10 @@ def make_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         openapi_url="/openapi.json",
     )
+    app.add_middleware(CountRequests, counted=counted)
     problems.install(app)
     app.include_router(jobs.router)
+    app.include_router(exposition.router)
     _add_health(app)
     return app
 

@@ -1,14 +1,15 @@
 """What the API asks of the ledger and the queue, for the caller whose request it is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 from uuid import UUID
 
 from producer.api.callers import Caller, KeyTable
+from producer.api.ledger_metrics import MetricSource
 from pyfunq.batches import valid_lane
 from pyfunq.client import AsyncClient
-from pyfunq.entries import StoredResult
+from pyfunq.entries import Page, StoredResult
 from pyfunq.errors import BacklogFull, InvalidInput, ModelNotAllowed, UnknownBatch, UnknownJob, WaitTimeout
 from pyfunq.gathered import Gathered
 from pyfunq.ids import new_id
@@ -51,6 +52,10 @@ class Service(AsyncClient):
             await self._check_quota(caller)
         return await self._submit(model, inputs, params, valid_lane(lane), options)
 
+    def tell_accepted(self, told: Callable[[Sequence[Page]], None]) -> None:
+        """From now on `told` hears of what was committed."""
+        self._submitter.accepted = told
+
     async def _check_quota(self, caller: Caller) -> None:
         key = caller.key
         if key is None or key.max_queued_jobs is None:
@@ -83,6 +88,10 @@ class Service(AsyncClient):
 
     @property
     def keys(self) -> KeyTable:
+        return self._ledger
+
+    @property
+    def metrics(self) -> MetricSource:
         return self._ledger
 
     @property

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from producer.api.callers import Caller, Callers
+from producer.api.ledger_metrics import LedgerMetrics
+from producer.api.metrics import ApiMetrics
 from producer.api.service import Service
 from pyfunq.api_keys import Scope
 from pyfunq.settings import Settings
@@ -17,6 +19,8 @@ class State:
     settings: Settings
     service: Service
     callers: Callers
+    metrics: ApiMetrics
+    ledger_metrics: LedgerMetrics
 
 
 def state_of(request: Request) -> State:

@@ -33,3 +33,23 @@ CREATE TABLE job_note (
     id       uuid PRIMARY KEY,
     metadata text NOT NULL                  -- a JSON object, as it was given
 );
+
+-- What worker processes counted, all together. In shards, so that many of them seldom wait for one another.
+CREATE TABLE metric_total (
+    name    text NOT NULL,
+    labels  text NOT NULL,                       -- a JSON array of their values
+    shard   smallint NOT NULL,
+    total   double precision NOT NULL,
+    counts  bigint[],                            -- of a histogram, by bucket; `total` is then the sum
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (name, labels, shard)
+) WITH (fillfactor = 50);
+
+-- The model URIs that have a label of their own.
+CREATE TABLE metric_model (
+    model_uri text PRIMARY KEY,
+    seen_at   timestamptz NOT NULL DEFAULT now() -- to the hour
+);
+
+-- What a worker process has in its cache, as of its last heartbeat.
+ALTER TABLE worker ADD COLUMN cache_bytes bigint NOT NULL DEFAULT 0, ADD COLUMN cache_models integer NOT NULL DEFAULT 0;
