@@ -26,6 +26,7 @@ from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownJob
 from pyfunq.job import Job, JobError, JobStatus
 from pyfunq.key_ledger import KeyLedger
 from pyfunq.lanes import lane_of, queues_of
+from pyfunq.metric_ledger import MetricLedger
 from pyfunq.model_ledger import ModelLedger
 from pyfunq.new_rows import copies, submission
 from pyfunq.sql import queries
@@ -71,7 +72,7 @@ def ledger_errors() -> Iterator[None]:
         raise LedgerUnavailable(f"Postgres cannot be reached ({type(exc).__name__})") from exc
 
 
-class Ledger(BatchLedger, ModelLedger, KeyLedger, WebhookLedger):
+class Ledger(BatchLedger, ModelLedger, KeyLedger, WebhookLedger, MetricLedger):
     """Everything that is asked of the tables. Belongs to the event loop (and process) that opened it."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:

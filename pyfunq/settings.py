@@ -126,6 +126,8 @@ class Settings(BaseSettings):
     """Comma-separated networks that are not public, and yet may be told; such as 10.1.0.0/16."""
     mlflow_webhook_secret: SecretStr | None = None
     """That of the webhook by which MLflow tells of changes; None: nobody is listened to."""
+    metrics_token: SecretStr | None = None
+    """Who brings it as a bearer token may read the API's metrics, and nothing else."""
 
     flower_user: str = "pyfunq"
     flower_password: SecretStr | None = None

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 
 from pyfunq.errors import PyFunQError, RegistryUnavailable
 from pyfunq.queue import TASK_REGISTRY_WATCH, TASK_RESCUE
+from worker import metrics
 from worker.process import WorkerProcess
 from worker.registry_watch import look, write
 from worker.rescue import ended_siblings, rescue, rescue_crashed
@@ -31,11 +32,14 @@ def registry_watch(process: WorkerProcess) -> str:
     """Asks the registry what the model URIs in use mean now, and writes what changed."""
     asked_at = process.run(process.ledger.clock())
     known = process.run(process.ledger.resolutions())
+    started = time.monotonic()
     try:
         findings = look(process.registry, known, process.settings.confidence)
     except RegistryUnavailable as exc:
+        metrics.watched(time.monotonic() - started, answered=False)
         _complain(process, f"{exc}; the last resolutions stay")
         return "registry unavailable"
+    metrics.watched(time.monotonic() - started, answered=not findings.unanswered)
     process.run(write(process.ledger, findings, asked_at))
     if findings.unanswered:
         _complain(process, f"no answer about {len(findings.unanswered)} model URIs, which stay as they are")

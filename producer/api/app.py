@@ -22,7 +22,9 @@ from producer.api import (
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
 from producer.api.gate import Gate
+from producer.api.ledger_metrics import LedgerMetrics
 from producer.api.many_jobs import router as many_jobs
+from producer.api.metrics import ApiMetrics, CountRequests
 from producer.api.parts import router as parts
 from producer.api.rates import Rates
 from producer.api.service import Service
@@ -36,14 +38,19 @@ from pyfunq.settings import Settings
 def make_app(settings: Settings) -> FastAPI:
     """Needs Postgres and Redis when it starts, not before."""
 
+    counted = ApiMetrics()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         rates = Rates(per_second=settings.api_per_second, at_once=settings.api_max_requests_per_key)
         with Uploads(settings.home / "uploads", settings.max_upload_bytes) as uploads:
             async with Service(settings) as service, hooks.listening(app, settings):
+                service.tell_accepted(counted.accepted)
                 callers = Callers(service.keys, key_needed=settings.api_require_key)
-                app.state.pyfunq = State(settings, service, callers, rates, uploads)
+                ledger_metrics = LedgerMetrics(service.metrics, stale_seconds=settings.stale_seconds)
+                app.state.pyfunq = State(settings, service, callers, rates, uploads, counted, ledger_metrics)
                 yield
+                await ledger_metrics.close()
 
     app = FastAPI(
         title="PyFunQ",
@@ -52,6 +59,7 @@ def make_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         openapi_url=None,  # see docs.py
     )
+    app.add_middleware(CountRequests, counted=counted)
     problems.install(app)
     app.add_middleware(Gate, at_once=settings.api_max_requests)
     app.include_router(many_jobs)  # before those with an id in their path

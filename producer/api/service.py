@@ -1,7 +1,7 @@
 """What the API asks of the ledger and the queue, for the caller whose request it is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 from uuid import UUID
@@ -9,12 +9,13 @@ from uuid import UUID
 from producer.api.batch_service import BatchService
 from producer.api.callers import Caller, KeyTable
 from producer.api.known_models import Known
+from producer.api.ledger_metrics import MetricSource
 from producer.api.many_service import KEY_SEPARATOR, ManyService
 from producer.api.model_names import allowed, parsed
 from producer.api.quotas import Quotas
 from producer.api.registered import Registered
 from pyfunq.batches import valid_lane
-from pyfunq.entries import StoredResult
+from pyfunq.entries import Page, StoredResult
 from pyfunq.errors import InvalidInput, ModelNotAllowed, UnknownBatch, UnknownJob, WaitTimeout
 from pyfunq.gathered import Gathered
 from pyfunq.ids import new_id
@@ -96,6 +97,10 @@ class Service(BatchService, ManyService):
         if caller.key is not None:
             await self._quotas.admit(caller.key, jobs)
 
+    def tell_accepted(self, told: Callable[[Sequence[Page]], None]) -> None:
+        """From now on `told` hears of what was committed."""
+        self._submitter.accepted = told
+
     async def find(self, caller: Caller, job_id: UUID) -> Job:
         job = await self.get(job_id)
         if not caller.sees(job.tenant):
@@ -137,6 +142,10 @@ class Service(BatchService, ManyService):
 
     @property
     def keys(self) -> KeyTable:
+        return self._ledger
+
+    @property
+    def metrics(self) -> MetricSource:
         return self._ledger
 
     @property

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from producer.api.callers import Caller, Callers
+from producer.api.ledger_metrics import LedgerMetrics
+from producer.api.metrics import ApiMetrics
 from producer.api.rates import Rates
 from producer.api.service import Service
 from producer.api.uploads import Uploads
@@ -21,6 +23,8 @@ class State:
     callers: Callers
     rates: Rates
     uploads: Uploads
+    metrics: ApiMetrics
+    ledger_metrics: LedgerMetrics
 
 
 def state_of(request: Request) -> State:

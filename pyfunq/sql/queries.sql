@@ -758,3 +758,101 @@ RETURNING previous IS NOT NULL AS rotated
 
 -- name: has_webhook_secret
 SELECT 1 FROM webhook_secret WHERE tenant_id = $1
+
+-- name: add_to_metrics
+-- Adds what a worker process counted to what all did, in its shard ($1).
+INSERT INTO metric_total (name, labels, shard, total, counts)
+SELECT name, labels, $1, total, counts::bigint[]
+FROM unnest($2::text[], $3::text[], $4::double precision[], $5::text[]) AS d (name, labels, total, counts)
+ORDER BY name, labels
+ON CONFLICT (name, labels, shard) DO UPDATE
+SET total = metric_total.total + EXCLUDED.total, seen_at = now(),
+    counts = (SELECT array_agg(coalesce(a, 0) + coalesce(b, 0) ORDER BY place)
+              FROM unnest(metric_total.counts, EXCLUDED.counts) WITH ORDINALITY AS both_ (a, b, place))
+
+-- name: metric_totals
+-- What all worker processes counted.
+SELECT name, labels, total, counts FROM metric_total
+
+-- name: name_metric_models
+-- Those of some model URIs ($1) that have a label of their own. While there are fewer than $2, what the registry has
+-- confirmed gets one: so nobody can use them up with names that are no models.
+WITH wanted AS (
+    SELECT model_uri, seen_at FROM resolution LEFT JOIN metric_model USING (model_uri) WHERE model_uri = ANY ($1::text[])
+), named AS (
+    INSERT INTO metric_model (model_uri)
+    SELECT model_uri FROM (
+        SELECT model_uri FROM wanted WHERE seen_at < now() - interval '1 hour'
+        UNION ALL
+        (SELECT model_uri FROM wanted WHERE seen_at IS NULL
+         LIMIT greatest(0, $2 - (SELECT count(*) FROM metric_model)))) AS due
+    ORDER BY model_uri
+    ON CONFLICT (model_uri) DO UPDATE SET seen_at = now()
+    RETURNING model_uri
+)
+SELECT model_uri FROM named UNION SELECT model_uri FROM metric_model WHERE model_uri = ANY ($1::text[])
+
+-- name: note_cache
+-- What a worker process ($1) has in its cache.
+UPDATE worker SET cache_bytes = $2, cache_models = $3 WHERE id = $1 RETURNING id
+
+-- name: prune_metrics
+-- Forgets what nobody counted for a week.
+WITH models AS (DELETE FROM metric_model WHERE seen_at < now() - interval '7 days')
+DELETE FROM metric_total WHERE seen_at < now() - interval '7 days'
+
+-- name: queue_state
+-- Queued jobs by queue and model, without those few whose process died; of at most $1 pairs, and of each no more than $2
+-- counted. From pair to pair the index is entered anew, so that a long one is not read to find the next.
+WITH RECURSIVE pair AS (
+    (SELECT queue, model_uri, created_at, 1 AS place FROM job
+     WHERE status = 'queued' AND crashes = 0 ORDER BY queue, model_uri, id LIMIT 1)
+    UNION ALL
+    SELECT after.queue, after.model_uri, after.created_at, pair.place + 1
+    FROM pair CROSS JOIN LATERAL (
+        SELECT queue, model_uri, created_at FROM job
+        WHERE status = 'queued' AND crashes = 0 AND (queue, model_uri) > (pair.queue, pair.model_uri)
+        ORDER BY queue, model_uri, id LIMIT 1
+    ) AS after
+    WHERE pair.place < $1
+)
+SELECT queue, model_uri, greatest(0, extract(epoch FROM now() - created_at))::double precision AS oldest_seconds,
+       (SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND crashes = 0 AND job.queue = pair.queue
+                              AND job.model_uri = pair.model_uri LIMIT $2) AS counted) AS jobs
+FROM pair
+
+-- name: count_states
+-- Running and dead jobs, of each no more than $1 counted.
+SELECT (SELECT count(*) FROM (SELECT FROM job WHERE status = 'running' LIMIT $1) AS r) AS running,
+       (SELECT count(*) FROM (SELECT FROM job WHERE status = 'dead' LIMIT $1) AS d) AS dead
+
+-- name: worker_state
+-- Worker processes that have not said that they ended: how many were heard within $1 seconds and what is in their caches,
+-- and of those heard within $2 seconds the oldest heartbeat.
+SELECT count(*) FILTER (WHERE is_fresh) AS processes,
+       max(seconds)::double precision AS heartbeat_age,
+       coalesce(sum(cache_bytes) FILTER (WHERE is_fresh), 0)::bigint AS cache_bytes,
+       coalesce(sum(cache_models) FILTER (WHERE is_fresh), 0)::bigint AS cache_models
+FROM (SELECT extract(epoch FROM now() - seen_at) AS seconds, seen_at > now() - make_interval(secs => $1) AS is_fresh,
+             cache_bytes, cache_models
+      FROM worker WHERE stopped_at IS NULL AND seen_at > now() - make_interval(secs => $2)) AS heard
+
+-- name: oldest_confirmation
+-- Seconds since the registry last confirmed what a registered model's URI stands for, the longest. Logged models and runs,
+-- which can only vanish, are looked at by turns.
+SELECT extract(epoch FROM now() - min(checked_at))::double precision AS seconds FROM resolution
+WHERE model_uri LIKE 'models:/%' AND model_uri !~ '^models:/m-[0-9a-f]{32}$'
+
+-- name: serving_state
+-- How many processes whose heartbeat is younger than $1 seconds serve a model URI with a version, and their memory with it.
+SELECT s.model_uri, v.version, count(*) AS processes, sum(s.size_bytes)::bigint AS size_bytes
+FROM serving s JOIN worker w ON w.id = s.worker_id JOIN model_version v ON v.id = s.version_id
+WHERE w.stopped_at IS NULL AND w.seen_at > now() - make_interval(secs => $1)
+GROUP BY s.model_uri, v.version
+
+-- name: failing_loads
+-- By model URI, the versions that a process failed to load within $1 seconds and has not loaded since.
+SELECT f.model_uri, count(DISTINCT f.version_id) AS versions
+FROM load_failure f JOIN worker w ON w.id = f.worker_id
+WHERE f.failed_at > now() - make_interval(secs => $1) AND (f.reason IS NOT NULL OR w.stopped_at IS NOT NULL)
+GROUP BY f.model_uri

@@ -108,3 +108,23 @@ CREATE TRIGGER job_webhook AFTER UPDATE OF status ON job FOR EACH ROW
 WHEN (NEW.has_webhook AND NEW.status <> OLD.status
       AND (NEW.status NOT IN ('queued', 'running') OR OLD.status NOT IN ('queued', 'running')))
 EXECUTE FUNCTION tell_webhook();
+
+-- What worker processes counted, all together. In shards, so that many of them seldom wait for one another.
+CREATE TABLE metric_total (
+    name    text NOT NULL,
+    labels  text NOT NULL,                       -- a JSON array of their values
+    shard   smallint NOT NULL,
+    total   double precision NOT NULL,
+    counts  bigint[],                            -- of a histogram, by bucket; `total` is then the sum
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (name, labels, shard)
+) WITH (fillfactor = 50);
+
+-- The model URIs that have a label of their own.
+CREATE TABLE metric_model (
+    model_uri text PRIMARY KEY,
+    seen_at   timestamptz NOT NULL DEFAULT now() -- to the hour
+);
+
+-- What a worker process has in its cache, as of its last heartbeat.
+ALTER TABLE worker ADD COLUMN cache_bytes bigint NOT NULL DEFAULT 0, ADD COLUMN cache_models integer NOT NULL DEFAULT 0;
