@@ -407,5 +407,7 @@ def test_the_image_of_a_model(cli: Cli, pinned: str, tmp_path: Path) -> None:
     assert "left out: mlflow==2.9.2: PyFunQ itself needs mlflow" in said
     assert "pyfunq.queue=model.pinned" in said
     assert f"docker build -f {file} -t pyfunq-pinned ." in said
+    written, _ = cli("image", f"models:/{pinned}/1", "-o", "-")
+    assert "    xgboost==0.0.1 \\\n    numpy\n" in written
     with pytest.raises(errors.FileUnreadable):
         cli("image", f"models:/{pinned}/1", "-o", str(tmp_path / "nowhere" / "Dockerfile"))
