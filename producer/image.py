@@ -80,9 +80,12 @@ class Plan:
 
 def image(
     uri: Annotated[str, typer.Argument(metavar="URI", help="A model URI, such as models:/iris@champion.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write it to this file, not to stdout.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write it to this file, not to stdout (-).")
+    ] = None,
 ) -> None:
     """Write the Dockerfile of a worker image that has what a model needs."""
+    output = None if str(output) == "-" else output
     needs = needs_of(load_settings(), uri)
     planned = plan(needs, own_bounds())
     text = dockerfile(planned, output.name if output else "Dockerfile")

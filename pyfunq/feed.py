@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
+from typing import Any
 from uuid import UUID
 
 from pyfunq.admission import Admission
@@ -58,11 +59,15 @@ class Feed:
         self._jobs_at_once = min(_REFERENCES_AT_ONCE, max_queued_jobs) if cut.by_reference else 1
         self._rows_taken = self._rows_committed = 0
         self._ended_elsewhere = False
+        self._submitting: set[asyncio.Task[Any]] = set()
 
     async def run(
         self, chunks: Iterator[EncodedInput], *, resumed: bool, on_progress: Callable[[int], None] | None
     ) -> None:
-        """Returns when every chunk is committed; one that was is not submitted again."""
+        """Returns when every chunk is committed; one that was is not submitted again.
+
+        Raises when nothing more is being committed.
+        """
         beating = asyncio.create_task(self._beat())
         try:
             await self._submit_all(chunks, resumed, on_progress)
@@ -71,6 +76,8 @@ class Feed:
             raise group.exceptions[0] from None
         finally:
             beating.cancel()
+            if self._submitting:
+                await asyncio.wait(self._submitting)
 
     async def _submit_all(
         self, chunks: Iterator[EncodedInput], resumed: bool, on_progress: Callable[[int], None] | None
@@ -85,7 +92,7 @@ class Feed:
                 missing = await self._without_those_there(group) if resumed else group
                 if missing:
                     await self._admission.admit_when_there_is_room(line_of(self._cut.queue), len(missing))
-                    await self._submitter.submit(self._jobs(missing))
+                    await self._submit(self._jobs(missing))
             finally:
                 room.release()
             self._rows_committed += sum(chunk.rows for _, chunk in group)
@@ -112,6 +119,13 @@ class Feed:
             return group, {}
         packed = {index: self._ids.packed(chunk.rows) for index, chunk in group}
         return group, {index: ids for index, ids in packed.items() if ids is not None}
+
+    async def _submit(self, jobs: list[NewJob]) -> None:
+        """Who is cancelled here leaves a commit behind that goes on; `run` waits for it."""
+        submitting = asyncio.create_task(self._submitter.submit(jobs))
+        self._submitting.add(submitting)
+        submitting.add_done_callback(self._submitting.discard)
+        await asyncio.shield(submitting)
 
     async def _without_those_there(self, group: list[tuple[int, EncodedInput]]) -> list[tuple[int, EncodedInput]]:
         """What another producer commits at this moment is found by the ledger's own index."""

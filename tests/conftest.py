@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -136,6 +137,25 @@ async def ledger(database_url: str) -> AsyncIterator[Ledger]:
         yield opened
 
 
+@contextmanager
+def logging_to(tracking_uri: str, experiment: str = "tests") -> Iterator[None]:
+    """MLflow's server and experiment meanwhile, without its warnings.
+
+    MLflow keeps both for the process and for those that it starts: left behind, they reach other tests' servers.
+    """
+    import mlflow
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.set_tracking_uri(tracking_uri)
+        try:
+            mlflow.set_experiment(experiment)
+            yield
+        finally:
+            mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+            os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+
+
 @dataclass(frozen=True)
 class RegisterModel:
     """Logs a model to the session's MLflow server and registers it; returns the version's number."""
@@ -146,11 +166,8 @@ class RegisterModel:
         import mlflow
         from mlflow.models import infer_signature
 
-        mlflow.set_tracking_uri(self.tracking_uri)
-        client = mlflow.MlflowClient()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            mlflow.set_experiment(f"tests {name}")
+        client = mlflow.MlflowClient(self.tracking_uri)
+        with logging_to(self.tracking_uri, f"tests {name}"):
             signature = None if x is None else infer_signature(x, model.predict(x) if hasattr(model, "fit") else None)
             log = mlflow.sklearn.log_model if hasattr(model, "fit") else mlflow.pyfunc.log_model
             kind = "sk_model" if hasattr(model, "fit") else "python_model"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,11 +36,9 @@ class Steady(PythonModel):
 def steady(up: Path) -> list[str]:
     """Two models."""
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers have no tests to import it from
-    before = mlflow.get_tracking_uri()
     uri = json.loads((up / "endpoints.json").read_text())["endpoints"]["mlflow_tracking_uri"]
     for name in ("steady", "other"):
         RegisterModel(uri)(name, Steady(), pd.DataFrame({"x": [1.0]}))
-    mlflow.set_tracking_uri(before)
     return ["models:/steady/1", "models:/other/1"]
 
 

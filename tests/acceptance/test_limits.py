@@ -30,13 +30,10 @@ class Slow(PythonModel):
 
 @pytest.fixture(scope="module")
 def slow_model(up: Path) -> None:
-    import mlflow
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers have no tests to import it from
-    before = mlflow.get_tracking_uri()
     uri = json.loads((up / "endpoints.json").read_text())["endpoints"]["mlflow_tracking_uri"]
     RegisterModel(uri)("slow", Slow(), pd.DataFrame({"x": [1.0]}))
-    mlflow.set_tracking_uri(before)
 
 
 def seconds(x: float) -> str:

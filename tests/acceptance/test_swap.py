@@ -75,14 +75,12 @@ class Stream:
 def swapped(up: Path) -> Settings:
     """`swapped`: version v answers v times x, the third cannot be loaded."""
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers have no tests to import it from
-    before = mlflow.get_tracking_uri()
     settings = settings_of(up)
     register = RegisterModel(settings.mlflow)
     x = pd.DataFrame({"x": [0.0, 1.0, 2.0]})
     for factor in (1.0, 2.0):
         register("swapped", LinearRegression().fit(x, x["x"] * factor), x)
     register("swapped", Broken(), x)
-    mlflow.set_tracking_uri(before)
     return settings
 
 

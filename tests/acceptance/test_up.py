@@ -18,7 +18,7 @@ from mlflow.pyfunc import PythonModel
 from pyfunq.client import Client
 from pyfunq.job import JobStatus
 from tests.acceptance.conftest import Cli, settings_of, start
-from tests.conftest import Servers
+from tests.conftest import Servers, logging_to
 
 JOBS = 60
 
@@ -61,10 +61,9 @@ def test_what_was_queued_goes_on_after_a_stop_and_after_a_kill(home: Path, until
     program = start(home, "up", "--logs", **options)
     program.wait_for("ready; state in")
     endpoints = json.loads((home / "endpoints.json").read_text())["endpoints"]
-    mlflow.set_tracking_uri(endpoints["mlflow_tracking_uri"])
-    mlflow.set_experiment("slow")
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker has no tests to import it from
-    mlflow.pyfunc.log_model(python_model=Slow(), name="slow", registered_model_name="slow", pip_requirements=[])
+    with logging_to(endpoints["mlflow_tracking_uri"]):
+        mlflow.pyfunc.log_model(python_model=Slow(), name="slow", registered_model_name="slow", pip_requirements=[])
     with Client(settings_of(home)) as client:
         batch = client.submit_batch("models:/slow/1", one_row_each(), chunk_rows=1)
         until("some are done", lambda: client.get_batch(batch).finished >= 5)

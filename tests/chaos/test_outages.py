@@ -103,9 +103,7 @@ def _opened(home: Path, servers: Any, database: str, redis: str, mlflow_uri: str
     asyncio.run(migrate(database))
     asyncio.run(verdict.install(database))
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker has no tests to import it from
-    before = mlflow.get_tracking_uri()
     RegisterModel(mlflow_uri)("waits", Waits(), pd.DataFrame({"x": [1.0]}))
-    mlflow.set_tracking_uri(before)
     settings = Settings(home=home, database_url=database, redis_url=redis, mlflow_tracking_uri=mlflow_uri)
     worker = start_worker(settings, home / "worker.log", **QUICK)
     with Client(settings) as client:

@@ -13,7 +13,7 @@ import pytest
 
 from pyfunq.client import AsyncClient
 from pyfunq.errors import InvalidInput, JobFailed
-from tests.conftest import Servers
+from tests.conftest import Servers, logging_to
 from tests.integration.conftest import Work, client, process, work
 from worker import run_batch
 
@@ -35,13 +35,10 @@ class LogModel:
     tracking_uri: str
 
     def __call__(self, name: str, log_model: Callable[..., Any], /, *, scores: bool = False, **how: Any) -> str:
-        mlflow.set_tracking_uri(self.tracking_uri)
-        with quiet():
-            mlflow.set_experiment("flavours")
-            with mlflow.start_run():
-                logged = log_model(name="model", registered_model_name=name, pip_requirements=[], **how)
+        with quiet(), logging_to(self.tracking_uri, "flavours"), mlflow.start_run():
+            logged = log_model(name="model", registered_model_name=name, pip_requirements=[], **how)
         if scores:
-            mlflow.MlflowClient().set_registered_model_tag(name, "pyfunq.confidence", "on")
+            mlflow.MlflowClient(self.tracking_uri).set_registered_model_tag(name, "pyfunq.confidence", "on")
         return f"models:/{name}/{logged.registered_model_version}"
 
 

@@ -1,5 +1,6 @@
 """ONNX: answers by output name to tensors, and a DataFrame to DataFrames."""
 
+import re
 from typing import Any
 
 import mlflow
@@ -49,4 +50,4 @@ async def test_frames(log: LogModel, trial: Trial) -> None:
     expected = model.predict(x)
     assert_same(await trial.rows(uri, frame.iloc[:20]), [{"variable": v} for v in expected[:20].tolist()])
     assert_same((await trial.batch(uri, frame))["variable"].tolist(), expected.tolist())
-    assert "column b" in await trial.refusal(uri, split(frame.iloc[[0]].assign(b="high")))
+    assert re.search(r"column '?b\b", await trial.refusal(uri, split(frame.iloc[[0]].assign(b="high"))))

@@ -1,5 +1,6 @@
 """PyTorch: tensors of several shapes, and DataFrames."""
 
+import re
 from typing import Any
 
 import mlflow
@@ -65,4 +66,4 @@ async def test_frames(log: LogModel, trial: Trial) -> None:
     )
     assert_same(await trial.rows(uri, frame), [{"0": float(a), "1": float(b)} for a, b in expected])
     assert_same((await trial.batch(uri, frame)).to_numpy().tolist(), expected.tolist())
-    assert "column b" in await trial.refusal(uri, split(frame.iloc[[0]].assign(b="high")))
+    assert re.search(r"column '?b\b", await trial.refusal(uri, split(frame.iloc[[0]].assign(b="high"))))

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -418,6 +419,35 @@ async def test_what_fails_by_its_data_is_withdrawn(client: AsyncClient) -> None:
     assert set(batch.counts) <= {JobStatus.CANCELLED}
     with pytest.raises(InvalidInput, match="from no file"):
         await client.submit_batch(ANY, frames(), resume=batch)
+
+
+@pytest.mark.parametrize("how", ["source", "cancelled"])
+async def test_what_is_being_committed_at_the_failure_is_withdrawn_too(
+    client: AsyncClient, connection: asyncpg.Connection, eventually: Callable[..., Any], how: str
+) -> None:
+    fail = threading.Event()
+
+    def frames() -> Iterator[pd.DataFrame]:
+        yield pd.DataFrame({"x": range(10)})
+        assert fail.wait(30)
+        raise Lost
+
+    async def commits() -> bool:
+        waits = "SELECT count(*) FROM pg_locks WHERE relation = 'job'::regclass AND NOT granted"
+        return bool(await connection.fetchval(waits))
+
+    opened: list[Any] = []
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE job IN EXCLUSIVE MODE")
+        submitting = asyncio.create_task(client.submit_batch(ANY, frames(), chunk_rows=10, on_open=opened.append))
+        await eventually("a commit waits", commits)
+        if how == "cancelled":
+            submitting.cancel()
+        fail.set()
+        assert not (await asyncio.wait([submitting], timeout=0.3))[0]
+    with pytest.raises((Lost, asyncio.CancelledError)):
+        await submitting
+    assert (await client.get_batch(opened[0])).counts == {JobStatus.CANCELLED: 1}
 
 
 # Read again.

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotFound, ModelNotLoadable, RegistryUnavailable
-from tests.conftest import Servers
+from tests.conftest import Servers, logging_to
 from tests.integration.conftest import Moody
 from tests.integration.mlflow_proxy import Proxy
 from worker.artifacts import ArtifactStore
@@ -115,12 +115,10 @@ def test_a_model_that_was_deleted_and_made_again_is_not_kept_under_the_old_name(
 def test_models_of_runs_and_logged_models_are_fetched_with_their_directories(
     root: Path, proxy: Proxy, servers: Servers, tmp_path: Path, resolve: Callable[[str], ModelVersion]
 ) -> None:
-    mlflow.set_tracking_uri(servers.mlflow)
-    mlflow.set_experiment("tests sources")
     code = tmp_path / "code" / "shipped_with_it"
     code.mkdir(parents=True)
     (code / "__init__.py").touch()
-    with mlflow.start_run() as run:
+    with logging_to(servers.mlflow), mlflow.start_run() as run:
         logged = mlflow.pyfunc.log_model(
             name="model", python_model=Moody(), code_paths=[str(code)], pip_requirements=[]
         )

@@ -25,7 +25,7 @@ from pyfunq.entries import ModelVersion
 from pyfunq.errors import JobDead, ModelNotLoadable, TimedOut
 from pyfunq.model_uri import parse_model_uri
 from pyfunq.settings import Settings
-from tests.conftest import Servers
+from tests.conftest import Servers, logging_to
 from tests.integration.conftest import Work, split
 from tests.programs import start_worker, until
 from worker.loading import LoadedModel, load
@@ -67,7 +67,7 @@ class Moods(PythonModel):
         if what == "exit":
             sys.exit(3)
         if what == "close":
-            os.closerange(3, 100)
+            os.closerange(3, 65536)
             time.sleep(600)
         if what == "hang":
             print("hanging", flush=True)
@@ -94,9 +94,7 @@ def ships(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         for file, text in files.items():
             (place / file).parent.mkdir(parents=True, exist_ok=True)
             (place / file).write_text(text)
-        mlflow.set_tracking_uri(servers.mlflow)
-        with warnings.catch_warnings(), mlflow.start_run():
-            warnings.simplefilter("ignore")
+        with logging_to(servers.mlflow), mlflow.start_run():
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=model if model is not None else str(place / "model.py"),
@@ -137,8 +135,8 @@ def files(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     """A registered version and its files."""
 
     def fetch(uri: str) -> tuple[ModelVersion, Path]:
-        mlflow.set_tracking_uri(servers.mlflow)
-        path = mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path_factory.mktemp("files")))
+        with logging_to(servers.mlflow):
+            path = mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path_factory.mktemp("files")))
         _, name, number = uri.split("/")
         version = ModelVersion(name=name, version=number, created_ms=1, source=uri, run_id=None, experiment_id=None)
         return version, Path(path)

@@ -21,6 +21,7 @@ from pyfunq.ids import new_id
 from pyfunq.ledger import Ledger
 from pyfunq.queue import CONTROL_QUEUE, TASK_REGISTRY_WATCH
 from pyfunq.settings import Settings
+from tests.conftest import logging_to
 
 _names = count(1)
 HOST = "elsewhere"
@@ -355,16 +356,12 @@ def test_info_makes_an_example_that_submit_takes(cli: Cli, iris_model: str) -> N
 @pytest.fixture(scope="module")
 def pinned(register: Any) -> str:
     """A model with an example, params, and requirements of which this environment lacks one."""
-    import warnings
-
     import mlflow
     import pandas as pd
     from mlflow.models import infer_signature
 
     example = pd.DataFrame({"x [mm]": [1.5, 2.5], "n": [1, 2]})
-    mlflow.set_tracking_uri(register.tracking_uri)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with logging_to(register.tracking_uri):
 
         class Doubles(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             def predict(self, context, model_input: pd.DataFrame, params=None):
@@ -407,5 +404,7 @@ def test_the_image_of_a_model(cli: Cli, pinned: str, tmp_path: Path) -> None:
     assert "left out: mlflow==2.9.2: PyFunQ itself needs mlflow" in said
     assert "pyfunq.queue=model.pinned" in said
     assert f"docker build -f {file} -t pyfunq-pinned ." in said
+    written, _ = cli("image", f"models:/{pinned}/1", "-o", "-")
+    assert "    xgboost==0.0.1 \\\n    numpy\n" in written
     with pytest.raises(errors.FileUnreadable):
         cli("image", f"models:/{pinned}/1", "-o", str(tmp_path / "nowhere" / "Dockerfile"))

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import warnings
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from pyfunq.entries import ModelVersion
 from pyfunq.errors import JobFailed, ModelNotLoadable
 from pyfunq.job import JobStatus
 from pyfunq.settings import Settings
-from tests.conftest import Servers
+from tests.conftest import Servers, logging_to
 from tests.integration.conftest import split
 from tests.programs import until
 from worker.loading import load
@@ -217,9 +216,7 @@ def test_a_python_that_is_not_here_is_replaced_by_the_workers_with_a_warning(
 async def test_a_worker_that_lacks_a_module_says_so_or_makes_an_environment(
     settings: Settings, client: AsyncClient, servers: Servers, model: Callable[..., Path]
 ) -> None:
-    mlflow.set_tracking_uri(servers.mlflow)
-    with warnings.catch_warnings(), mlflow.start_run():
-        warnings.simplefilter("ignore")
+    with logging_to(servers.mlflow), mlflow.start_run():
         code = model() / "code" / "own_loader.py"
         options: Any = {"code_paths": [str(code)], "pip_requirements": ["tinydep==2.0"]}
         mlflow.pyfunc.log_model(name="m", loader_module="own_loader", registered_model_name="needy", **options)
