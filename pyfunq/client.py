@@ -135,6 +135,7 @@ class AsyncClient(AsyncBatches, AsyncAhead):
         retries: int = 0,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        webhook: str | None = None,
     ) -> Job:
         """Accepts one job: when this returns, it is committed.
 
@@ -142,12 +143,24 @@ class AsyncClient(AsyncBatches, AsyncAhead):
         DataFrame or an Arrow table. `expires_in`: seconds after which it is no longer worth predicting. `timeout`:
         seconds that predicting it may take. `retries`: how often it is tried again when it fails. With
         `idempotency_key` (1 to 255 characters) the same request returns the same job, as it is now. `metadata`: an
-        object of at most 16 KB as JSON, which comes back with the job. Raises InvalidModelURI, ModelNotAllowed,
-        InvalidInput, InputTooLarge, IdempotencyConflict, BacklogFull or LedgerUnavailable, and has accepted nothing;
-        or AcceptanceUnknown.
+        object of at most 16 KB as JSON, which comes back with the job. `webhook`: a URL that is told of its end,
+        signed (docs/webhooks.md). Raises InvalidModelURI, ModelNotAllowed, InvalidInput, InputTooLarge,
+        IdempotencyConflict, BacklogFull or LedgerUnavailable, and has accepted nothing; or AcceptanceUnknown.
         """
         options = JobOptions.of(expires_in, timeout, retries, idempotency_key, metadata)
+        if webhook is not None:
+            options = await self._with_webhook(options, webhook)
         return await self._submit(model, inputs, params, valid_lane(lane), options)
+
+    async def _with_webhook(self, options: JobOptions, url: str) -> JobOptions:
+        """Raises InvalidInput for a URL that may not be told, and where there is nothing to sign with."""
+        self._settings.webhook_rules.target(url)
+        if not await self._ledger.has_webhook_secret(options.tenant_id):
+            raise InvalidInput(
+                "webhooks are signed, and there is no secret to sign this one with: see `pyfunq webhooks secret`",
+                field="webhook",
+            )
+        return replace(options, webhook=url)
 
     async def _submit(
         self, model: str, inputs: Any, params: Mapping[str, Any] | None, lane: Lane, options: JobOptions

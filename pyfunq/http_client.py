@@ -32,6 +32,7 @@ from pyfunq.http_wire import (
     JSON,
     LONGEST_WAIT_SECONDS,
     NDJSON,
+    WEBHOOK_HEADER,
     as_arrow,
     as_json,
     batch_of,
@@ -104,6 +105,7 @@ class HttpAsyncClient(AsyncClient):
         retries: int = 0,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        webhook: str | None = None,
     ) -> Job:
         JobOptions.of(expires_in, timeout, retries, idempotency_key, metadata)
         asked = {
@@ -114,18 +116,23 @@ class HttpAsyncClient(AsyncClient):
             "retries": retries,
         }
         query: dict[str, str] = {}
+        headers = {"Idempotency-Key": idempotency_key or new_id().hex}
         if isinstance(inputs, Mapping):
-            more = {} if metadata is None else {"metadata": dict(metadata)}
+            more: dict[str, Any] = {} if metadata is None else {"metadata": dict(metadata)}
+            if webhook is not None:
+                more["webhook"] = {"url": webhook}
             media, body = JSON, dumps({**as_json(inputs, params), **asked, **more})
         else:
             query = _query(asked, params, metadata)
             media, body = ARROW, await asyncio.to_thread(as_arrow, inputs)
+            if webhook is not None:
+                headers[WEBHOOK_HEADER] = webhook
         response = await self._api.ask(
             Ask(
                 method="POST",
                 path="/v1/jobs",
                 params=query,
-                headers={"Content-Type": media, "Idempotency-Key": idempotency_key or new_id().hex},
+                headers={"Content-Type": media, **headers},
                 body=body,
                 accepts=True,
             )

@@ -25,6 +25,8 @@ MOST_WATCHED = 5_000
 """Jobs that one request waits for."""
 LONGEST_WAIT_SECONDS = 30.0
 """Shorter than the minute after which proxies commonly give a silent connection up."""
+WEBHOOK_HEADER = "PyFunQ-Webhook"
+"""Beside a body that is no JSON object: the URL that is told of the job's end."""
 ARROW_FIELD = "arrow"
 """Of a line of many inputs: its value is an Arrow IPC stream in base64."""
 

@@ -91,14 +91,14 @@ DOWNLOAD_BYTES = _counter("model_download_bytes", "Bytes of model files fetched 
 RESCUED = _counter("jobs_rescued", "What rescue did: put_back, dead, expired, published again.", "outcome")
 WATCH_SECONDS = _histogram("registry_watch_seconds", "A look at the registry.")
 WATCH_ERRORS = _counter("registry_watch_errors", "Looks at the registry that got no answer, or not of all models.")
+WEBHOOKS = _counter("webhook_deliveries", "Attempts to deliver a webhook.", "outcome")
+WEBHOOK_SECONDS = _histogram("webhook_delivery_seconds", "An attempt to deliver a webhook.")
 
 # What this API process did.
 SUBMITTED = _counter("jobs_submitted", "Jobs accepted by this API process.", "model", "lane")
 REQUESTS = _counter("http_requests", "Requests answered.", "route", "method", "status")
 REQUEST_SECONDS = _histogram("http_request_duration_seconds", "From a request's head to its answer's end.", "route")
 IN_PROGRESS = _gauge("http_requests_in_progress", "Requests that are being answered.")
-WEBHOOKS = _counter("webhook_deliveries", "Attempts to deliver a webhook.", "outcome")
-WEBHOOK_SECONDS = _histogram("webhook_delivery_seconds", "An attempt to deliver a webhook.")
 
 
 @dataclass(slots=True)

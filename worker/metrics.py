@@ -100,6 +100,12 @@ def watched(seconds: float, *, answered: bool) -> None:
         recorder.count(metrics.WATCH_ERRORS)
 
 
+def delivered(outcome: str, seconds: float) -> None:
+    """An attempt to deliver a webhook: `delivered`, `failed`, `refused` (a forbidden address) or `given_up`."""
+    recorder.count(metrics.WEBHOOKS, outcome)
+    recorder.observe(metrics.WEBHOOK_SECONDS, (seconds,))
+
+
 async def keep_telling(ledger: MetricLedger, worker_id: Callable[[], UUID], seconds: float) -> None:
     """Apart from the heartbeat, which nothing here may hold up."""
     while True:

@@ -16,6 +16,7 @@ from pyfunq.job import Job
 from pyfunq.job_view import job_view, time_view
 from pyfunq.webhook_urls import WebhookRules
 from pyfunq.webhooks import DueWebhook, WebhookStatus, pause_after
+from worker import metrics
 
 if TYPE_CHECKING:
     from worker.sending import Answer, Resolve, Sender
@@ -27,6 +28,7 @@ _MOST_OF_TENANT = 20
 _LEASE_SECONDS = 60.0
 """Longer than an attempt lasts, and writing down what came of it."""
 _GONE = 410
+_REFUSED = frozenset({"url_refused", "address_refused"})
 
 
 class WebhookTable(Protocol):
@@ -117,6 +119,7 @@ class Courier:
 
     async def _record(self, due: DueWebhook, answer: "Answer") -> None:
         pause = pause_after(due.attempt)
+        metrics.delivered(_outcome(answer, pause), answer.seconds)
         if answer.error is None:
             becomes = WebhookStatus.DELIVERED
         elif answer.status_code == _GONE:
@@ -135,6 +138,14 @@ class Courier:
             await self._table.disable_webhooks(due.tenant_id, due.url)
         if becomes in (WebhookStatus.FAILED, WebhookStatus.DISABLED):
             log.warning("the webhook of job %s is %s: %s", due.job_id, becomes, answer.error)
+
+
+def _outcome(answer: "Answer", pause: float | None) -> str:
+    if answer.error is None:
+        return "delivered"
+    if answer.error in _REFUSED:
+        return "refused"
+    return "given_up" if pause is None or answer.status_code == _GONE else "failed"
 
 
 def _headers(due: DueWebhook, body: bytes) -> Mapping[str, str]:

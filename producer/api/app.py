@@ -28,9 +28,10 @@ from producer.api.metrics import ApiMetrics, CountRequests
 from producer.api.parts import router as parts
 from producer.api.rates import Rates
 from producer.api.service import Service
-from producer.api.state import State, service_of
+from producer.api.state import State, caller_of, service_of
 from producer.api.uploads import Uploads
 from pyfunq import __version__
+from pyfunq.api_keys import Scope
 from pyfunq.errors import LedgerUnavailable
 from pyfunq.settings import Settings
 
@@ -60,7 +61,7 @@ def make_app(settings: Settings) -> FastAPI:
         openapi_url=None,  # see docs.py
     )
     app.add_middleware(CountRequests, counted=counted)
-    problems.install(app)
+    problems.install(app, lambda request: caller_of(request, Scope.READ))
     app.add_middleware(Gate, at_once=settings.api_max_requests)
     app.include_router(many_jobs)  # before those with an id in their path
     app.include_router(parts)

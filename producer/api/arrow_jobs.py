@@ -11,7 +11,7 @@ from producer.api.bodies import whole
 from producer.api.callers import Caller
 from producer.api.service import Service, model_uri_of
 from pyfunq.errors import InvalidInput, MalformedInput
-from pyfunq.http_wire import ARROW
+from pyfunq.http_wire import ARROW, WEBHOOK_HEADER
 from pyfunq.inputs import parse_json_input
 from pyfunq.job import Job, Lane
 from pyfunq.options import JobOptions
@@ -46,7 +46,16 @@ QUERY_PARAMETERS = [
     _parameter("timeout", {"type": "number", "exclusiveMinimum": 0}, "Seconds."),
     _parameter("retries", {"type": "integer", "minimum": 0, "maximum": 20}, "How often it is tried again."),
 ]
-ARROW_PARAMETERS = [*QUERY_PARAMETERS, _parameter("metadata", {"type": "string"}, "A JSON object.")]
+ARROW_PARAMETERS = [
+    *QUERY_PARAMETERS,
+    _parameter("metadata", {"type": "string"}, "A JSON object."),
+    {
+        "name": WEBHOOK_HEADER,
+        "in": "header",
+        "description": "The URL that is told of the job's end. Beside a body that is no JSON object.",
+        "schema": {"type": "string"},
+    },
+]
 
 
 async def accept_arrow(request: Request, service: Service, caller: Caller, key: str | None) -> Job:
@@ -56,6 +65,8 @@ async def accept_arrow(request: Request, service: Service, caller: Caller, key: 
     options = JobOptions.of(
         asked.get("expires_in"), asked.get("timeout"), asked.get("retries", 0), key, asked.get("metadata")
     )
+    if (url := request.headers.get(WEBHOOK_HEADER)) is not None:
+        options = await service.with_webhook(caller, options, url)
     body = await whole(request, service.most_body_bytes)
     at_most = _INFLATES_TO * service.most_input_bytes
     table = (

@@ -20,7 +20,6 @@ from pyfunq.client import AsyncClient
 from pyfunq.custom_ids import CustomIds, unpacked
 from pyfunq.entries import StoredResult
 from pyfunq.errors import (
-    BacklogFull,
     FileUnreadable,
     IdempotencyConflict,
     InvalidInput,
@@ -31,7 +30,6 @@ from pyfunq.gathered import Gathered
 from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput, encode_params
 from pyfunq.job import GONE_SECONDS, Batch, JobStatus
-from pyfunq.model_uri import check_allowed, parse_model_uri
 from pyfunq.options import JobOptions
 from pyfunq.signature import Signature
 
@@ -99,9 +97,8 @@ class BatchService(AsyncClient):
         self._stack.push_async_callback(self._batches.close)
         return self
 
-    def check_allowed(self, model: str) -> None:
-        """Raises InvalidModelURI and ModelNotAllowed, before a body has come for nothing."""
-        check_allowed(parse_model_uri(model), self._settings.allowed_models)
+    async def _check_quota(self, caller: Caller, jobs: int) -> None:
+        raise NotImplementedError
 
     @asynccontextmanager
     async def held_key(self, caller: Caller, key: str | None) -> AsyncIterator[Hold]:
@@ -158,7 +155,7 @@ class BatchService(AsyncClient):
             opened = replace(opened, tenant_id=caller.tenant_id or 0)
             queue = await self._queue(self._line(valid_lane(asked.lane), model_uri))
             cut = self._cut(opened, False, asked.chunk_rows, queue, encode_params(asked.params), asked.options)
-            await self._check_room(caller, -(-cut.rows // cut.chunk_rows))
+            await self._check_quota(caller, -(-cut.rows // cut.chunk_rows))
             # Without how it is cut: when this process ends, the file is gone, and nobody can go on with it.
             await self._ledger.open_batch(hold.batch_id, model_uri, f"upload{asked.kind}", None, opened.tenant_id)
             if hold.key is not None and not await self._ledger.keep_batch_key(hold.key, hold.batch_id, digest):
@@ -177,15 +174,6 @@ class BatchService(AsyncClient):
                 yield from backlog.chunks(*cut)
 
         return Opened(backlog.rows, chunks, None, ids=ids)
-
-    async def _check_room(self, caller: Caller, jobs: int) -> None:
-        key = caller.key
-        if key is None or key.max_queued_jobs is None:
-            return
-        queued = await self._ledger.count_queued_of(key.tenant_id, at_most=key.max_queued_jobs)
-        if queued + jobs > key.max_queued_jobs:
-            most = key.max_queued_jobs
-            raise BacklogFull(f"{key.tenant} has {queued:,} queued jobs; with {jobs:,} more it would exceed {most:,}")
 
     async def batch_page(self, caller: Caller, *, before: UUID | None, limit: int) -> list[Batch]:
         """The caller's batches, newest first."""

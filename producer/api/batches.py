@@ -15,9 +15,10 @@ from producer.api.bodies import JSON, content_type
 from producer.api.callers import Caller
 from producer.api.jobs import LONGEST_WAIT_SECONDS, PROBLEMS
 from producer.api.problems import Problem
+from producer.api.rates import while_asked
 from producer.api.results import ARROW
 from producer.api.schemas import BatchPage, BatchView, RetriedView
-from producer.api.service import Service, check_model, model_uri_of
+from producer.api.service import Service, model_uri_of
 from producer.api.state import caller_of, service_of, state_of
 from producer.api.views import BATCHES, batch_view
 from pyfunq.api_keys import Scope
@@ -108,8 +109,7 @@ async def submit(
         options=JobOptions.of(None, timeout, retries, request.headers.get("idempotency-key")),
         kind=_kind(request),
     )
-    check_model(caller, asked.model)
-    service.check_allowed(asked.model)
+    await service.check_asked(caller, asked.model)
     batch = await _accept(request, service, caller, asked)
     place = f"{BATCHES}/{batch.id}"
     return _answer(batch, 202, {"Location": place, **({} if batch.is_final else _ASK_AGAIN)})
@@ -168,7 +168,8 @@ async def get_batch(request: Request, batch_id: UUID, wait: _Wait = 0.0) -> Resp
     service = service_of(request)
     batch = await service.find_batch(await caller_of(request, Scope.READ), batch_id)
     if wait and not batch.is_final:
-        batch = await service.wait_batch_final(batch_id, wait)
+        ended = await while_asked(request.scope, service.wait_batch_final(batch_id, wait))
+        batch = ended or await service.get_batch(batch_id)
     return _answer(batch, 200, {} if batch.is_final else _ASK_AGAIN)
 
 

@@ -1,7 +1,9 @@
 """Request bodies: counted while they stream in, inflated within bounds, parsed strictly."""
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -13,6 +15,8 @@ from pyfunq.inputs import parse_json_input
 JSON = "application/json"
 _GZIP_WBITS = 16 + zlib.MAX_WBITS
 _INFLATED_AT_ONCE = 1024 * 1024
+_PARSED_AT_ONCE = 64 * 1024
+"""Larger bodies are parsed in a thread."""
 
 
 def content_type(request: Request) -> str:
@@ -27,7 +31,9 @@ async def json_body(
     kind = content_type(request) or (JSON if may_be_untyped else "")
     if kind != JSON and not kind.endswith("+json"):
         raise Problem(415, f"the body must be {JSON}", headers={"Accept": JSON})
-    return parse_json_input(await whole(request, at_most), max_bytes=at_most, nan_as_null=nan_as_null)
+    body = await whole(request, at_most)
+    parse = partial(parse_json_input, body, max_bytes=at_most, nan_as_null=nan_as_null)
+    return parse() if len(body) <= _PARSED_AT_ONCE else await asyncio.to_thread(parse)
 
 
 async def whole(request: Request, at_most: int) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from producer.api.problems import Problem
-from producer.api.rates import abandon
+from producer.api.rates import abandon, release
 
 _LINGER_SECONDS = 5.0
 """So long a body that nobody reads any more is thrown away, so that its sender sees the answer."""
@@ -53,6 +53,12 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         if self.cycle is not None and not self.cycle.response_complete:
             abandon(self.cycle.scope)
+
+    def shutdown(self) -> None:
+        """Called by uvicorn when it stops."""
+        super().shutdown()
+        if self.cycle is not None and not self.cycle.response_complete:
+            release(self.cycle.scope)
 
     def data_received(self, data: bytes) -> None:
         if self._ended:

@@ -9,12 +9,14 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Scope
 
 from producer.api.jobs import PROBLEMS
 from producer.api.problems import Problem
+from producer.api.rates import while_asked
 from producer.api.state import caller_of, service_of
 from producer.api.views import BATCHES, JOBS, batch_view, job_view
-from pyfunq.api_keys import Scope
+from pyfunq import api_keys
 from pyfunq.errors import LedgerUnavailable, UnknownBatch, UnknownJob
 
 router = APIRouter(tags=["events"])
@@ -39,7 +41,7 @@ Views = Callable[[], AsyncIterator[dict[str, Any]]]
 async def job_events(request: Request, job_id: UUID, last_event_id: _LastEventId = None) -> Response:
     """A job's states as `status` events, each with the job as its data."""
     service = service_of(request)
-    job = await service.find(await caller_of(request, Scope.READ), job_id)
+    job = await service.find(await caller_of(request, api_keys.Scope.READ), job_id)
 
     async def views() -> AsyncIterator[dict[str, Any]]:
         async for state in service.job_states(job_id):
@@ -52,7 +54,7 @@ async def job_events(request: Request, job_id: UUID, last_event_id: _LastEventId
 async def batch_events(request: Request, batch_id: UUID, last_event_id: _LastEventId = None) -> Response:
     """A batch's states, each with the batch as its data: `status` events where its status changes, else `progress`."""
     service = service_of(request)
-    batch = await service.find_batch(await caller_of(request, Scope.READ), batch_id)
+    batch = await service.find_batch(await caller_of(request, api_keys.Scope.READ), batch_id)
 
     async def views() -> AsyncIterator[dict[str, Any]]:
         async for state in service.batch_states(batch_id):
@@ -66,9 +68,9 @@ def _response(request: Request, views: Views, last_id: str | None, final: dict[s
         return Response(status_code=204)
 
     async def check() -> None:
-        await caller_of(request, Scope.READ)
+        await caller_of(request, api_keys.Scope.READ)
 
-    body = _with_heartbeats(_events(views, last_id), check)
+    body = _with_heartbeats(request.scope, _events(views, last_id), check)
     return StreamingResponse(body, media_type=EVENT_STREAM, headers=_HEADERS)
 
 
@@ -92,13 +94,20 @@ async def _events(views: Views, last_id: str | None) -> AsyncIterator[bytes]:
             await asyncio.sleep(_AGAIN_SECONDS)
 
 
-async def _with_heartbeats(events: AsyncIterator[bytes], check: Callable[[], Awaitable[None]]) -> AsyncIterator[bytes]:
-    """Ends with the events, and soon after a key was revoked. A proxy sees that the connection is in use."""
+async def _with_heartbeats(
+    scope: Scope, events: AsyncIterator[bytes], check: Callable[[], Awaitable[None]]
+) -> AsyncIterator[bytes]:
+    """Ends with the events, when the server stops, and soon after a key was revoked.
+
+    A proxy sees that the connection is in use.
+    """
     upcoming = asyncio.ensure_future(anext(events, b""))
     try:
         while True:
-            done, _ = await asyncio.wait([upcoming], timeout=HEARTBEAT_SECONDS)
-            if not done:
+            waited = await while_asked(scope, asyncio.wait([upcoming], timeout=HEARTBEAT_SECONDS))
+            if waited is None:
+                return
+            if not waited[0]:
                 try:
                     await check()
                 except Problem:

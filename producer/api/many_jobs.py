@@ -16,7 +16,8 @@ from producer.api.bodies import JSON, content_type, json_body, parts
 from producer.api.jobs import LONGEST_WAIT_SECONDS, PROBLEMS
 from producer.api.many_schemas import FinalJobs, SubmittedMany, WatchedJobs
 from producer.api.problems import Problem
-from producer.api.service import check_model, model_uri_of
+from producer.api.rates import while_asked
+from producer.api.service import model_uri_of
 from producer.api.state import caller_of, service_of
 from producer.api.views import JOBS, job_view
 from pyfunq.api_keys import Scope
@@ -71,7 +72,7 @@ async def submit_many(request: Request) -> Response:
         raise Problem(415, f"the body must be {NDJSON}", headers={"Accept": NDJSON})
     asked = query_of(request, _OPTIONS)
     uri = model_uri_of(asked)
-    check_model(caller, uri)
+    await service.check_asked(caller, uri)
     key = request.headers.get("idempotency-key")
     options = JobOptions.of(asked.get("expires_in"), asked.get("timeout"), asked.get("retries", 0), key)
     inputs = await _inputs(request, service.most_input_bytes)
@@ -150,7 +151,7 @@ async def final_jobs(
     service = service_of(request)
     caller = await caller_of(request, Scope.READ)
     asked = await json_body(request, _MOST_WATCHED_BYTES)
-    jobs = await service.some_final(caller, _ids(asked), wait)
+    jobs = await while_asked(request.scope, service.some_final(caller, _ids(asked), wait)) or []
     body = orjson.dumps({"data": [job_view(job) for job in jobs]})
     return Response(body, media_type=JSON)
 

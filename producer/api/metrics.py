@@ -1,4 +1,4 @@
-"""What this API process counts: its requests, the jobs that it accepted, and the webhooks that it sent."""
+"""What this API process counts: its requests, and the jobs that it accepted."""
 
 import time
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from pyfunq.lanes import lane_of
 from pyfunq.metrics import MOST_MODELS, OTHER, Recorder
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_OUTCOMES = frozenset({"delivered", "failed", "refused", "given_up"})
 _UNMATCHED = "unmatched"
 _UNANSWERED = "none"
 
@@ -28,11 +27,6 @@ class ApiMetrics:
         """Jobs that were committed, as the pages that they are on."""
         for page in pages:
             self.recorder.count(metrics.SUBMITTED, self._named(page.model_uri), lane_of(page.queue), by=page.jobs)
-
-    def delivered(self, outcome: str, seconds: float) -> None:
-        """An attempt to deliver a webhook: `delivered`, `failed`, `refused` (a forbidden address), `given_up`."""
-        self.recorder.count(metrics.WEBHOOKS, outcome if outcome in _OUTCOMES else OTHER)
-        self.recorder.observe(metrics.WEBHOOK_SECONDS, (seconds,))
 
     def answered(self, route: str, method: str, status: str, seconds: float) -> None:
         self.recorder.count(metrics.REQUESTS, route, method if method in _METHODS else OTHER, status)

@@ -1,7 +1,7 @@
 """What the API answers when it cannot do what was asked: RFC 9457 problem documents, and no other errors."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -134,8 +134,8 @@ def escaped(part: str) -> str:
     return part.replace("~", "~0").replace("/", "~1")
 
 
-def install(app: FastAPI) -> None:
-    """Makes every error of the app a problem document."""
+def install(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -> None:
+    """Makes every error of the app a problem document. `authenticate` raises a Problem for who may not ask at all."""
 
     @app.exception_handler(Problem)
     async def _problem(_: Request, exc: Problem) -> Response:
@@ -150,7 +150,13 @@ def install(app: FastAPI) -> None:
         return Problem(exc.status_code, str(exc.detail), headers=exc.headers).response()
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, exc: RequestValidationError) -> Response:
+    async def _invalid(request: Request, exc: RequestValidationError) -> Response:
+        try:  # FastAPI looks at parameters before any of our code can look at keys
+            await authenticate(request)
+        except Problem as refused:
+            return refused.response()
+        except errors.PyFunQError as failed:
+            return Problem.of(failed).response()
         found = [{"pointer": _pointer(e["loc"]), "detail": str(e["msg"])} for e in exc.errors()]
         detail = "; ".join(f"{e['pointer']}: {e['detail']}" for e in found[:3])
         return Problem(422, detail, errors=found).response()

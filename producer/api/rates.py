@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
@@ -30,6 +30,8 @@ class Turn:
     waiting: "asyncio.Task[Any] | None" = None
     """Works for this request alone, and can be ended at any moment."""
     is_abandoned: bool = False
+    is_released: bool = False
+    """The server stops."""
 
 
 @dataclass(slots=True)
@@ -129,12 +131,23 @@ def turn_of(scope: MutableMapping[str, Any]) -> Turn | None:
     return scope.get(_TURN)
 
 
-async def while_asked(scope: MutableMapping[str, Any], awaited: Awaitable[R]) -> R:
-    """Waits for this as long as the caller's connection lasts: nobody holds a place that he does not wait in."""
+async def while_asked(scope: MutableMapping[str, Any], awaited: Coroutine[Any, Any, R]) -> R | None:
+    """Waits for this as long as the caller's connection lasts: nobody holds a place that he does not wait in.
+
+    None when the server stops meanwhile: its callers are told what is known by then.
+    """
     turn = turn_of(scope) or Turn()
-    turn.waiting = asyncio.current_task()
+    if turn.is_released:
+        awaited.close()
+        return None
+    turn.waiting = waiting = asyncio.current_task()
     try:
         return await awaited
+    except asyncio.CancelledError:
+        if turn.is_abandoned or not turn.is_released or waiting is None:
+            raise
+        waiting.uncancel()
+        return None
     finally:
         turn.waiting = None
 
@@ -145,6 +158,15 @@ def abandon(scope: Any) -> None:
     if turn is not None and turn.waiting is not None:
         turn.is_abandoned = True
         turn.waiting.cancel()
+
+
+def release(scope: Any) -> None:
+    """The server stops: what only waits answers now."""
+    turn = turn_of(scope)
+    if turn is not None and not turn.is_released:
+        turn.is_released = True
+        if turn.waiting is not None:
+            turn.waiting.cancel()
 
 
 def _too_many(detail: str, seconds: int, headers: dict[str, str]) -> Problem:

@@ -21,10 +21,9 @@ from pyfunq.gathered import Gathered
 from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput
 from pyfunq.job import Batch, Job, JobStatus, Lane
-from pyfunq.model_uri import check_allowed
+from pyfunq.model_uri import ModelURI, check_allowed
 from pyfunq.options import JobOptions
 from pyfunq.signature import Signature
-from pyfunq.webhook_urls import WebhookRules
 from pyfunq.webhooks import Webhook
 
 Ended = tuple[Job, StoredResult]
@@ -57,8 +56,7 @@ class Service(BatchService, ManyService):
         options: JobOptions,
     ) -> Job:
         """`submit`, for this caller; `inputs` may be an EncodedInput. Raises ModelNotFound where MLflow has none."""
-        check_model(caller, model)
-        await self._registered.check(allowed(model, self._settings.allowed_models))
+        await self.check_asked(caller, model)
         if (key := caller.key) is not None:
             options = replace(options, tenant_id=key.tenant_id, tenant=key.tenant)
             if options.idempotency_key is not None:
@@ -79,11 +77,19 @@ class Service(BatchService, ManyService):
 
         Raises InvalidModelURI, ModelNotAllowed, ModelNotFound.
         """
+        uri = await self.check_asked(caller, model)
+        signature = await self._signatures.get(str(uri))
+        return signature, self._signatures.text(str(uri))
+
+    async def check_asked(self, caller: Caller, model: str) -> ModelURI:
+        """The URI of a model that is registered, and that this caller may ask for.
+
+        Raises InvalidModelURI, ModelNotAllowed, ModelNotFound.
+        """
         check_model(caller, model)
         uri = allowed(model, self._settings.allowed_models)
         await self._registered.check(uri)
-        signature = await self._signatures.get(str(uri))
-        return signature, self._signatures.text(str(uri))
+        return uri
 
     @property
     def known_models(self) -> Known:
@@ -158,13 +164,9 @@ class Service(BatchService, ManyService):
         """Of one job's encoded input."""
         return self._settings.max_input_bytes
 
-    @property
-    def webhook_rules(self) -> WebhookRules:
-        return self._settings.webhook_rules
-
-    async def signs_webhooks(self, caller: Caller) -> bool:
-        """Whether there is a secret to sign this caller's webhooks with."""
-        return await self._ledger.has_webhook_secret(caller.tenant_id or 0)
+    async def with_webhook(self, caller: Caller, options: JobOptions, url: str) -> JobOptions:
+        """The options with a URL that is told of the job's end. Raises InvalidInput."""
+        return await self._with_webhook(replace(options, tenant_id=caller.tenant_id or 0), url)
 
     async def webhook(self, job_id: UUID) -> Webhook | None:
         """Whom the end of a job that the caller may see is told."""

@@ -8,6 +8,7 @@ from fastapi import Request
 from producer.api.callers import Caller
 from producer.api.jobs import PROBLEMS, problem_answer, wait_seconds
 from producer.api.problems import Problem
+from producer.api.rates import while_asked
 from producer.api.service import Ended
 from producer.api.state import state_of
 from producer.api.views import JOBS, is_retryable
@@ -45,9 +46,9 @@ async def predicted(
     preferred = wait_seconds(request.headers.getlist("prefer"))
     longest = state.settings.api_wait_seconds
     seconds = longest if preferred is None else min(preferred, longest)
-    ended = await state.service.wait_ended(caller, job, seconds)
+    ended = await while_asked(request.scope, state.service.wait_ended(caller, job, seconds))
     if ended is None:
-        raise _late(job, seconds)
+        raise _late(job)
     if ended[0].status is not JobStatus.SUCCEEDED:
         raise _failed(ended[0])
     return ended
@@ -57,10 +58,10 @@ def place_of(job: Job) -> dict[str, str]:
     return {"Location": f"{JOBS}/{job.id}"}
 
 
-def _late(job: Job, seconds: float) -> Problem:
+def _late(job: Job) -> Problem:
     return Problem(
         504,
-        f"job {job.id} was not finished after {seconds:g} s; it goes on: ask {JOBS}/{job.id}",
+        f"job {job.id} is not finished yet; it goes on: ask {JOBS}/{job.id}",
         code="wait_timeout",
         headers={**place_of(job), "Retry-After": "1"},
         retryable=True,

@@ -1,6 +1,5 @@
 """The webhook that a caller names with a job, checked."""
 
-from dataclasses import replace
 from typing import Any
 
 from producer.api.callers import Caller
@@ -16,14 +15,7 @@ async def with_webhook(service: Service, caller: Caller, asked: Any, options: Jo
     """The options with the URL that `asked` names, checked. Raises InvalidInput."""
     if asked is None:
         return options
-    url = _url(asked)
-    service.webhook_rules.target(url)
-    if not await service.signs_webhooks(caller):
-        raise InvalidInput(
-            "webhooks are signed, and there is no secret to sign this one with: see `pyfunq webhooks secret`",
-            field=_FIELD,
-        )
-    return replace(options, webhook=url)
+    return await service.with_webhook(caller, options, _url(asked))
 
 
 def _url(asked: Any) -> str:

@@ -1,6 +1,8 @@
 """The HTTP API as a part of `pyfunq up`."""
 
 import json
+import re
+import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import SETOSA, split
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize("path", ["/api/task/async-apply/pyfunq.predict", "/api/worker/shutdown/any"])
@@ -31,3 +35,21 @@ def test_it_is_there_and_scores(up: Path) -> None:
     body = {"model": "models:/iris/1", **json.loads(split(SETOSA))}
     status, job = ask("/v1/jobs", body, Prefer="wait=60")
     assert (status, job["predictions"]) == (200, ["setosa"])
+
+
+def test_the_lines_of_the_readme_run(up: Path, tmp_path: Path) -> None:
+    (lines,) = re.findall(r"run by tests/acceptance/test_api.py -->\n```sh\n(.*?)```", README.read_text(), re.DOTALL)
+    url = json.loads((up / "endpoints.json").read_text())["endpoints"]["api_url"]
+    script = f'set -euo pipefail\ncurl() {{ command curl --fail-with-body "$@"; echo; }}\n{lines}'
+    assert "http://127.0.0.1:8080" in script
+    script = script.replace("http://127.0.0.1:8080", url)
+    ran = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    said = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    assert "status" in said[0]
+    assert said[1]["predictions"] == ["setosa"]
+    assert {one["prediction"] for one in said if "prediction" in one} == {"setosa", "virginica"}
+    assert {"predictions": ["setosa", "virginica"]} in said
+    (outputs,) = (one["outputs"] for one in said if "outputs" in one)
+    assert outputs[0]["data"] == ["setosa"]
+    assert "iris" in {model["name"] for model in said[-1]["data"]}

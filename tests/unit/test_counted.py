@@ -213,15 +213,11 @@ async def test_requests_are_counted_by_their_routes_template() -> None:
     assert counted.in_progress == 0
 
 
-def test_what_callers_and_webhooks_choose_does_not_become_labels_without_end() -> None:
+def test_what_callers_choose_does_not_become_labels_without_end() -> None:
     counted = ApiMetrics()
     counted.accepted([Page(id=new_id(), model_uri=f"models:/m/{n}", queue="bulk.2", jobs=2) for n in range(300)])
-    counted.delivered("delivered", 0.1)
-    counted.delivered("what a server said", 0.1)
     found = {(s.name, s.labels): s.total for s in counted.recorder.samples()}
     assert found[metrics.SUBMITTED.name, ("other", "bulk")] == 2 * (300 - MOST_MODELS)
-    assert found[metrics.WEBHOOKS.name, ("other",)] == 1
-    assert found[metrics.WEBHOOKS.name, ("delivered",)] == 1
 
 
 def test_the_page_of_metrics_says_what_there_is() -> None:

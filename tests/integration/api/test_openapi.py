@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 import requests
 import schemathesis
@@ -22,19 +23,22 @@ from schemathesis.specs.openapi.checks import (
 
 from pyfunq.settings import Settings
 from tests.integration.api.conftest import ApiServer, MakeKey, Workers
-from tests.integration.conftest import SETOSA, split
+from tests.integration.conftest import IRIS, SETOSA, split
 
 _CHECKS = (status_code_conformance, content_type_conformance, response_schema_conformance)
 _EVERY = tuple(schemathesis.GenerationMode)
+BATCH = "/v1/batches?model=models:/iris/1"
+ROWS = b"".join(orjson.dumps(dict(zip(IRIS, SETOSA, strict=True))) + b"\n" for _ in range(3))
 _TEXTS = ("text/html", "text/javascript", "text/css", "image/png")
 
 
 @dataclass(frozen=True)
 class Api:
-    """A server with a model, a job of each end, and what they are called."""
+    """A server with a model, a job of each end, a batch that is done and one that is not, and what they are called."""
 
     url: str
     job_ids: list[str]
+    batch_ids: list[str]
 
 
 @pytest.fixture
@@ -42,7 +46,11 @@ async def api(settings: Settings, workers: Workers, iris_model: str, moody_model
     with ApiServer(settings.model_copy(update={"api_wait_seconds": 0.02, "api_model": "models:/iris/1"})) as url:
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             wait = {"Prefer": "wait=30"}
-            ids = []
+            ids, batch_ids = [], []
+            for _ in range(2):
+                await workers.all()
+                sent = await http.post(BATCH, content=ROWS, headers={"Content-Type": "application/x-ndjson"})
+                batch_ids.append(sent.json()["id"])
             for model, given in (("models:/iris/1", split(SETOSA)), (moody_model, split([13.0], columns=["x"]))):
                 asked = http.post("/v1/jobs", json={"model": model, **given}, headers=wait)
                 ids.append((await workers.while_(asked)).json()["id"])
@@ -50,7 +58,7 @@ async def api(settings: Settings, workers: Workers, iris_model: str, moody_model
                 queued = await http.post("/v1/jobs", json={"model": "models:/iris/1", **split(SETOSA)})
                 ids.append(queued.json()["id"])
             assert (await http.post(f"/v1/jobs/{ids[-1]}/cancel")).status_code == 202
-        yield Api(url, ids)
+        yield Api(url, ids, batch_ids)
 
 
 @pytest.mark.parametrize("cases", [6, pytest.param(150, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
@@ -101,7 +109,13 @@ def _try(api: Api, session: requests.Session, operation: Any, mode: Any, cases: 
 def _make_it_real(case: Any, api: Api, choice: random.Random) -> None:
     """Most cases are about jobs and models that exist; none waits for long."""
     path, query = case.path_parameters or {}, case.query if isinstance(case.query, dict) else {}
-    real = {"job_id": api.job_ids, "model": ["iris", "moody"], "name": ["iris"], "version": ["1", "99", "Production"]}
+    real = {
+        "job_id": api.job_ids,
+        "batch_id": api.batch_ids,
+        "model": ["iris", "moody"],
+        "name": ["iris"],
+        "version": ["1", "99", "Production"],
+    }
     for name, values in real.items():
         if name in path and choice.random() < 0.7:
             path[name] = choice.choice(values)
