@@ -1,7 +1,7 @@
 """The HTTP API under load: 64 connections that each submit a row and wait for its prediction, in one request.
 
-`python -m benchmarks.http_load [--seconds 30] [--rounds 3] [--every 0]` starts servers of its own (fsync on), a worker of
-two processes and `pyfunq api`. Each prediction is compared with the model's own. `--every 60` tells of each minute,
+`python -m benchmarks.http_load [--seconds 20] [--rounds 3] [--every 0]` starts servers of its own (fsync on), a worker
+of two processes and `pyfunq api`. Each prediction is compared with the model's own. `--every 60` tells of each minute,
 with what the API's and the worker's processes hold: for long runs.
 """
 

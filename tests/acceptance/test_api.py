@@ -43,7 +43,7 @@ def test_the_lines_of_the_readme_run(up: Path, tmp_path: Path) -> None:
     script = f'set -euo pipefail\ncurl() {{ command curl --fail-with-body "$@"; echo; }}\n{lines}'
     assert "http://127.0.0.1:8080" in script
     script = script.replace("http://127.0.0.1:8080", url)
-    ran = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(["/bin/bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     said = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
     assert "status" in said[0]
