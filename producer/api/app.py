@@ -11,6 +11,7 @@ from producer.api import (
     batches,
     docs,
     events,
+    exposition,
     hooks,
     invocations,
     jobs,
@@ -65,7 +66,19 @@ def make_app(settings: Settings) -> FastAPI:
     app.add_middleware(Gate, at_once=settings.api_max_requests)
     app.include_router(many_jobs)  # before those with an id in their path
     app.include_router(parts)
-    for routes in (jobs, batches, events, webhooks, hooks, models, invocations, open_inference, aliases, docs):
+    for routes in (
+        jobs,
+        batches,
+        events,
+        webhooks,
+        hooks,
+        models,
+        invocations,
+        open_inference,
+        aliases,
+        exposition,
+        docs,
+    ):
         app.include_router(routes.router)
     _add_health(app)
     return app

@@ -28,7 +28,7 @@ _AGAIN_SECONDS = 2.0
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _LastEventId = Annotated[str | None, Header(description="The `id` of the last event that was received.")]
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Events until it is final", "content": {EVENT_STREAM: {"schema": {"type": "string"}}}},
+    200: {"description": "Events until it is final", "content": {EVENT_STREAM: {}}},
     204: {"description": "The last event was the final one: do not connect again"},
     **{s: PROBLEMS[s] for s in (401, 403, 404, 422, 503)},
 }

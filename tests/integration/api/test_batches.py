@@ -168,7 +168,8 @@ def leftovers(settings: Settings) -> list[Path]:
         (lines({"x": 1.0}), NDJSON, {"chunk_rows": 0}, 422),
         (lines({"x": 1.0}), NDJSON, {"params": "[1]"}, 422),
         (lines({"x": 1.0}), NDJSON, {"params": "{"}, 422),
-        (lines({"x": 1.0}), NDJSON, {"params": "[" * 5_000}, 422),
+        (lines({"x": 1.0}), NDJSON, {"params": "[" * 2_000}, 422),
+        (lines({"x": 1.0}), NDJSON, {"params": "[" * 5_000}, 414),
         (lines({"x": 1.0}), NDJSON, {"model": "../x"}, 422),
         (lines({"x": 1.0}), NDJSON, {"model": "runs:/1/m"}, 404),
         (lines({"x": "a" * (MIB + 1)}), NDJSON, {}, 413),
@@ -345,9 +346,12 @@ async def test_a_keys_models_and_quota_bind_batches_too(
 ) -> None:
     bound = await make_key("acme", models=["models:/moody/*"], max_queued_jobs=2)
     one = await submit(http, lines({"x": 1.0}) * 3, model=moody_model, chunk_rows=1, headers=bound)
-    assert (one.status_code, one.json()["code"]) == (503, "backlog_full")
+    assert (one.status_code, one.json()["code"]) == (422, "quota_exceeded")
     two = await submit(http, lines({"x": 1.0}) * 3, model=moody_model, chunk_rows=2, headers=bound)
     assert two.status_code == 202
+    three = await submit(http, lines({"x": 1.0}), model=moody_model, headers=bound)
+    assert (three.status_code, three.json()["code"]) == (429, "quota_exceeded")
+    assert int(three.headers["retry-after"]) > 0
     assert (await submit(http, lines({"x": 1.0}), model="models:/iris/1", headers=bound)).status_code == 404
 
 

@@ -55,7 +55,7 @@ async def test_a_table_is_a_jobs_input(http: httpx.AsyncClient, workers: Workers
         ({"model": IRIS_1, "timeout": "nan"}, 422, "invalid_input"),
         ({"model": IRIS_1, "params": "[1]"}, 422, "invalid_input"),
         ({"model": IRIS_1, "model_uri": "s3://x"}, 422, "invalid_input"),
-        ({"model": "file:///x"}, 404, "model_not_allowed"),
+        ({"model": "file:///x"}, 422, "invalid_model_uri"),
     ],
 )
 async def test_a_query_that_cannot_be(http: httpx.AsyncClient, query: dict[str, str], status: int, code: str) -> None:
@@ -124,7 +124,7 @@ async def test_bounds_of_many(http: httpx.AsyncClient, monkeypatch: pytest.Monke
     assert (await bulk(http, lines(*[split(SETOSA)] * 9))).status_code == 413
     key = await make_key("acme", max_queued_jobs=5)
     answer = await bulk(http, lines(*[{"instances": [1]}] * 6), key)
-    assert (answer.status_code, answer.json()["code"]) == (503, "backlog_full")
+    assert (answer.status_code, answer.json()["code"]) == (422, "quota_exceeded")
     assert (await bulk(http, lines(*[{"instances": [1]}] * 5), key)).status_code == 202
 
 

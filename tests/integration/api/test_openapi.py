@@ -21,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from pyfunq.http_wire import ARROW, PARQUET
 from pyfunq.settings import Settings
 from tests.integration.api.conftest import ApiServer, MakeKey, Workers
 from tests.integration.conftest import IRIS, SETOSA, split
@@ -30,6 +31,11 @@ _EVERY = tuple(schemathesis.GenerationMode)
 BATCH = "/v1/batches?model=models:/iris/1"
 ROWS = b"".join(orjson.dumps(dict(zip(IRIS, SETOSA, strict=True))) + b"\n" for _ in range(3))
 _TEXTS = ("text/html", "text/javascript", "text/css", "image/png")
+
+
+@schemathesis.serializer("application/x-ndjson", "text/csv", ARROW, PARQUET)
+def _as_it_is(context: Any, value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pyfunq.errors import AcceptanceUnknown, ApiUnavailable, NotConfigured, PyFu
 from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
 from tests.integration.api.conftest import ApiServer
-from tests.integration.conftest import SETOSA, Work, split
+from tests.integration.conftest import IRIS, SETOSA, Work, split
 from tests.programs import Program
 
 IRIS_1 = "models:/iris/1"
@@ -88,12 +88,12 @@ def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("faults", [["503", "broken"], ["429 1"], ["broken after"], ["broken after", "502", "504"]])
-@pytest.mark.parametrize("inputs", [split(SETOSA), pd.DataFrame({"x": [1.0]})], ids=["json", "arrow"])
+@pytest.mark.parametrize("inputs", [split(SETOSA), pd.DataFrame([SETOSA], columns=IRIS)], ids=["json", "arrow"])
 async def test_a_submit_is_tried_again_and_accepted_once(
     client: AsyncClient, flaky: Flaky, ledger: Ledger, faults: list[str], inputs: Any
 ) -> None:
     flaky.faults = list(faults)
-    job = await client.submit("models:/any/1", inputs)
+    job = await client.submit(IRIS_1, inputs)
     assert [one.id for one in await ledger.list_jobs()] == [job.id]
     assert len(flaky.requests) == len(faults) + 1
 

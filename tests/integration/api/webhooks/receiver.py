@@ -41,6 +41,7 @@ class Receiver(ThreadingHTTPServer):
     """`reply` answers each request; `told` are those that came."""
 
     daemon_threads = True
+    request_queue_size = 100
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
