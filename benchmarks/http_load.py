@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import psutil
 
 from benchmarks.failure import BenchmarkFailed
 from benchmarks.http_side import Connection
@@ -79,12 +78,11 @@ class Load:
 
 
 @asynccontextmanager
-async def api_of(settings: Settings, name: str) -> AsyncIterator[tuple[Program, int]]:
+async def api_of(settings: Settings, processes: int) -> AsyncIterator[tuple[Program, int]]:
     """`pyfunq api`, ready, and its port."""
     port = free_port()
-    api = Program(
-        api_command(host="127.0.0.1", port=port), child_environment(settings), settings.home / f"{name}-api.log"
-    )
+    command = api_command(host="127.0.0.1", port=port, processes=processes)
+    api = Program(command, child_environment(settings), settings.home / "api.log")
     try:
         deadline = time.monotonic() + READY_SECONDS
         while not await _is_ready(port):
@@ -125,7 +123,7 @@ async def measure(servers: Servers, models: Sequence[Model], arguments: argparse
     settings = servers.settings(await new_ledger(servers.database, "load"), 1)
     with worker_of(servers, settings) as worker:
         await worker.ready()
-        async with api_of(settings, "load") as (api, port):
+        async with api_of(settings, arguments.processes) as (api, port):
             loads = [Load(model, port, arguments.connections) for model in models]
             for load in loads:
                 await load.run(WARM_SECONDS)
@@ -147,7 +145,7 @@ async def _tell(load: Load, model: Model, api: Program, worker: Worker, every: f
 
 
 def _held(api: Program, worker: Worker) -> str:
-    files = psutil.Process(api.pid).num_fds()
+    files = sum(process.num_fds() for process in family(api.pid))
     return f"; API {held_mb(api):.0f} MB, {files} files; worker {held_mb(worker.programs[0]):.0f} MB"
 
 
@@ -156,10 +154,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--processes", type=int, default=2, help="of the API")
     parser.add_argument("--every", type=float, default=0.0)
     parser.add_argument("--models", default=f"{LOGISTIC},{FOREST}")
     arguments = parser.parse_args()
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {arguments.connections} connections")
+    print(
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {arguments.connections} connections, "
+        f"{arguments.processes} processes of the API"
+    )
     with embedded_servers() as servers:
         with quiet_mlflow():
             models = [register(servers.mlflow, kind, servers.home / "models") for kind in arguments.models.split(",")]

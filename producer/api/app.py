@@ -22,6 +22,7 @@ from producer.api import (
 )
 from producer.api.bodies import JSON
 from producer.api.callers import Callers
+from producer.api.direct import Direct
 from producer.api.gate import Gate
 from producer.api.ledger_metrics import LedgerMetrics
 from producer.api.many_jobs import router as many_jobs
@@ -61,9 +62,7 @@ def make_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         openapi_url=None,  # see docs.py
     )
-    app.add_middleware(CountRequests, counted=counted)
     problems.install(app, lambda request: caller_of(request, Scope.READ))
-    app.add_middleware(Gate, at_once=settings.api_max_requests)
     app.include_router(many_jobs)  # before those with an id in their path
     app.include_router(parts)
     for routes in (
@@ -81,6 +80,9 @@ def make_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(routes.router)
     _add_health(app)
+    app.add_middleware(Direct, endpoints=[jobs.submit], router=jobs.router)
+    app.add_middleware(CountRequests, counted=counted)
+    app.add_middleware(Gate, at_once=settings.api_max_requests)
     return app
 
 

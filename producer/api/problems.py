@@ -125,6 +125,10 @@ class Problem(Exception):
         return Response(body, self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
+def response_to(exc: Problem | errors.PyFunQError) -> Response:
+    return (exc if isinstance(exc, Problem) else Problem.of(exc)).response()
+
+
 def new_instance() -> str:
     return f"urn:uuid:{new_id()}"
 
@@ -138,12 +142,9 @@ def install(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) 
     """Makes every error of the app a problem document. `authenticate` raises a Problem for who may not ask at all."""
 
     @app.exception_handler(Problem)
-    async def _problem(_: Request, exc: Problem) -> Response:
-        return exc.response()
-
     @app.exception_handler(errors.PyFunQError)
-    async def _ours(_: Request, exc: errors.PyFunQError) -> Response:
-        return Problem.of(exc).response()
+    async def _ours(_: Request, exc: Problem | errors.PyFunQError) -> Response:
+        return response_to(exc)
 
     @app.exception_handler(HTTPException)
     async def _frameworks(_: Request, exc: HTTPException) -> Response:
@@ -153,10 +154,8 @@ def install(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) 
     async def _invalid(request: Request, exc: RequestValidationError) -> Response:
         try:  # FastAPI looks at parameters before any of our code can look at keys
             await authenticate(request)
-        except Problem as refused:
-            return refused.response()
-        except errors.PyFunQError as failed:
-            return Problem.of(failed).response()
+        except (Problem, errors.PyFunQError) as refused:
+            return response_to(refused)
         found = [{"pointer": _pointer(e["loc"]), "detail": str(e["msg"])} for e in exc.errors()]
         detail = "; ".join(f"{e['pointer']}: {e['detail']}" for e in found[:3])
         return Problem(422, detail, errors=found).response()
