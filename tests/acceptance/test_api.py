@@ -51,5 +51,5 @@ def test_the_lines_of_the_readme_run(up: Path, tmp_path: Path) -> None:
     assert {one["prediction"] for one in said if "prediction" in one} == {"setosa", "virginica"}
     assert {"predictions": ["setosa", "virginica"]} in said
     (outputs,) = (one["outputs"] for one in said if "outputs" in one)
-    assert outputs[0]["data"] == ["setosa"]
+    assert outputs[0]["data"] == ["setosa", "virginica"]
     assert "iris" in {model["name"] for model in said[-1]["data"]}

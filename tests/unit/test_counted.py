@@ -173,7 +173,7 @@ async def test_a_ledger_that_does_not_answer_is_not_waited_for(monkeypatch: pyte
 
 async def requested(counted: ApiMetrics, path: str, method: str = "GET") -> list[Message]:
     app, sent = FastAPI(), []
-    install(app)
+    install(app, lambda _: asyncio.sleep(0))
 
     @app.get("/jobs/{job_id}")
     async def read(job_id: str, request: Request) -> int:
