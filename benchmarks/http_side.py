@@ -42,12 +42,12 @@ class Connection:
         self._port = port
         self._reader: asyncio.StreamReader | None = None
 
-    async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-        """The status and the body of the answer. Raises OSError where there is none."""
+    async def ask(self, method: str, path: str, body: bytes = b"", headers: str = "") -> tuple[int, bytes]:
+        """The status and the body of the answer; `headers` are lines that end. Raises OSError where there is none."""
         if self._reader is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        self._writer.write(f"{head}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         try:
             answer = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         except asyncio.IncompleteReadError:

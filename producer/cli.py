@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from producer import batch_commands, dead_commands, image, model_commands
+from producer import batch_commands, dead_commands, image, key_commands, model_commands, webhook_commands
 from producer.options import FallbackFlag, JsonFlag, RetriesOption, TimeLimitOption, fallback
 from producer.output import say, show_json, show_table
 from producer.programs import (
     LANES,
+    api_command,
+    api_is_installed,
     beat_command,
     flower_command,
     flower_environment,
@@ -34,6 +36,8 @@ app = typer.Typer(
 app.add_typer(batch_commands.app, name="batch")
 app.add_typer(model_commands.app, name="models")
 app.add_typer(dead_commands.app, name="dead")
+app.add_typer(key_commands.app, name="keys")
+app.add_typer(webhook_commands.app, name="webhooks")
 app.command("image")(image.image)
 
 EXIT_WAIT_TIMEOUT = 124
@@ -43,6 +47,7 @@ _EXIT_CODES: tuple[tuple[type[errors.PyFunQError], int], ...] = (
     (errors.JobFailed, 1),
     (errors.UnknownJob, 4),
     (errors.UnknownBatch, 4),
+    (errors.UnknownKey, 4),
     (errors.ModelNotFound, 4),
     (errors.InvalidInput, 2),
     (errors.IdempotencyConflict, 2),
@@ -261,6 +266,26 @@ def flower(
         say(f"Flower: user {settings.flower_user}, password {generated} (set PYFUNQ_FLOWER_PASSWORD to choose one)")
     command = flower_command(address=address, port=port, extra=context.args)
     _become(command, {**child_environment(settings), **environment})
+
+
+@app.command()
+def api(
+    host: Annotated[str, typer.Option(help="Where it listens; without any API key 127.0.0.1 alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+    processes: Annotated[int, typer.Option(min=1, help="So many share the port, each with limits of its own.")] = 1,
+) -> None:
+    """Run the HTTP API."""
+    if not api_is_installed():
+        raise errors.NotConfigured("the HTTP API needs packages that are not here; install pyfunq[api]")
+    settings = load_settings()
+    # What it needs, said by name before the process becomes another.
+    environment = {
+        **os.environ,
+        "PYFUNQ_HOME": str(settings.home),
+        "PYFUNQ_DATABASE_URL": settings.database,
+        "PYFUNQ_REDIS_URL": settings.redis,
+    }
+    _become(api_command(host=host, port=port, processes=processes), environment)
 
 
 @app.command()

@@ -266,4 +266,6 @@ async def _show(stack: Stack, scores: list[Score]) -> None:
         ),
     )
     data.print(f"\nFlower     {stack.flower_url}   (user and password: {stack.flower_login})")
+    if stack.api_url:
+        data.print(f"HTTP API   {stack.api_url}   (documents: {stack.api_url}/docs)")
     data.print(f"MLflow UI  {stack.settings.mlflow}")

@@ -9,6 +9,7 @@ import typer
 
 from producer import model_info
 from producer.following import Followed, Seen, after_move, after_warming, follow, process_of
+from producer.model_digests import show_digest
 from producer.model_info import failure_facts, failure_table, serving_facts, serving_table
 from producer.model_requirements import show_requirements
 from producer.options import JsonFlag
@@ -144,6 +145,12 @@ def requirements(
     """Print what a model's files say it needs, as pip takes it."""
     if not show_requirements(load_settings(), uri, check=check, as_json=as_json):
         raise typer.Exit(1)
+
+
+@app.command("digest")
+def digest(uri: URIArgument) -> None:
+    """Print what PYFUNQ_TRUSTED_MODELS says of a model's version, so that workers load these files and no others."""
+    show_digest(load_settings(), uri)
 
 
 def _after(settings: Settings, moves: list[Move], since: datetime | None, timeout: float, as_json: bool) -> None:

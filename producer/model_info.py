@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from producer.columns import column_facts
 from producer.examples import MAX_BYTES, example_from
 from producer.following import process_of
 from producer.output import show_table, show_text
@@ -174,7 +175,7 @@ def _inputs(
     example, is_own = example_from(own, inputs, params, signature)
     return {
         "version": version,
-        "inputs": None if inputs is None else [_column(spec) for spec in inputs],
+        "inputs": None if inputs is None else [column_facts(spec) for spec in inputs],
         "params": [{key: p.get(key) for key in ("name", "type", "default")} for p in params or ()],
         "example": example,
         "example_is_own": is_own,
@@ -204,31 +205,6 @@ def _own_example(files: ModelFiles, described: dict[str, Any]) -> dict[str, Any]
         except InvalidInput:
             return None
     return None
-
-
-def _column(spec: dict[str, Any]) -> dict[str, Any]:
-    required = spec.get("required")
-    return {
-        "name": spec.get("name"),
-        "type": _type(spec),
-        "required": bool(required if required is not None else not spec.get("optional", False)),
-    }
-
-
-def _type(spec: dict[str, Any]) -> str:
-    match spec["type"]:
-        case "tensor":
-            tensor = spec["tensor-spec"]
-            return f"tensor {tensor['dtype']} ({', '.join(str(n) if n >= 0 else 'any' for n in tensor['shape'])})"
-        case "array":
-            return f"list of {_type(spec['items'])}"
-        case "object":
-            inner = (f"{name}: {_type(part)}" for name, part in spec.get("properties", {}).items())
-            return f"object ({', '.join(inner)})"
-        case "map":
-            return f"object of {_type(spec['values'])}"
-        case kind:
-            return str(kind)
 
 
 def _use(resolution: Resolution, at: datetime) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 import secrets
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from pyfunq.job import Lane
@@ -33,6 +34,16 @@ def beat_command(home: Path) -> list[str]:
         "--pidfile",
         "",
     ]
+
+
+def api_command(*, host: str, port: int, processes: int = 1) -> list[str]:
+    where = ["--host", host, "--port", str(port), "--processes", str(processes)]
+    return [sys.executable, "-m", "producer.api", *where]
+
+
+def api_is_installed() -> bool:
+    """Whether what the extra `api` brings is there."""
+    return all(find_spec(name) is not None for name in ("fastapi", "uvicorn", "httptools"))
 
 
 def flower_command(*, address: str, port: int, extra: Sequence[str] = ()) -> list[str]:

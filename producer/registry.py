@@ -134,6 +134,12 @@ class ModelFiles:
         there = {PurePosixPath(f.path).name for f in self._ask(self._repository.list_artifacts, "") if not f.is_dir}
         return [self._fetch(name) for name in names if name in there]
 
+    def fetch_all(self) -> Path:
+        """The directory with every file."""
+        into = self.directory / "all"
+        into.mkdir()
+        return Path(self._ask(self._repository.download_artifacts, "", dst_path=str(into)))
+
     def _fetch(self, name: str) -> Path:
         came = Path(self._ask(self._repository.download_artifacts, name, dst_path=str(self.directory)))
         return came.rename(self.directory / name)  # of a run, it comes in a directory of its own

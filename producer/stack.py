@@ -1,4 +1,4 @@
-"""The whole of PyFunQ on one machine: servers that are not configured, worker, beat and Flower, started and stopped."""
+"""The whole of PyFunQ on one machine: servers that are not configured, and its programs, started and stopped."""
 
 import asyncio
 import base64
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
 from producer.programs import (
+    api_command,
+    api_is_installed,
     beat_command,
     flower_command,
     flower_environment,
@@ -31,6 +33,8 @@ from pyfunq.settings import Settings
 
 _READY_SECONDS = 180.0
 _FLOWER_PORT = 5555
+_API_PORT = 8080
+_API_STOP_SECONDS = 25.0
 _SETTLED_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 30.0
 STOP_MARGIN_SECONDS = 5.0
@@ -62,6 +66,8 @@ class Stack:
     programs: list[Component] = field(default_factory=list)
     flower_url: str = ""
     flower_login: str = ""
+    api_url: str = ""
+    """Empty where the packages of the extra `api` are not there."""
 
     def start(self, group: list[Component], name: str, launch: Callable[[], GuardedProcess], address: str = "") -> None:
         """Raises ServerFailed when it does not come up."""
@@ -148,8 +154,9 @@ def _forget(state: StateDirectory) -> None:
 def _start(stack: Stack) -> None:
     stack.settings = _start_servers(stack)
     asyncio.run(migrate(stack.settings.database))
-    with ThreadPoolExecutor(3) as threads:
-        for started in [threads.submit(start, stack) for start in (_start_worker, _start_beat, _start_flower)]:
+    programs = (_start_worker, _start_beat, _start_flower, _start_api)
+    with ThreadPoolExecutor(len(programs)) as threads:
+        for started in [threads.submit(start, stack) for start in programs]:
             started.result()
     stack.state.write_endpoints(
         {
@@ -157,6 +164,7 @@ def _start(stack: Stack) -> None:
             "redis_url": stack.settings.redis,
             "mlflow_tracking_uri": stack.settings.mlflow,
             "flower_url": stack.flower_url,
+            "api_url": stack.api_url,
         }
     )
 
@@ -261,16 +269,38 @@ def _start_flower(stack: Stack) -> None:
 
     def launch() -> GuardedProcess:
         command = flower_command(address="127.0.0.1", port=port)
-        return _launch(stack, "flower", command, lambda _: _answers(f"{stack.flower_url}/workers", login), environment)
+        return _launch(
+            stack, "flower", command, lambda _: _answers(f"{stack.flower_url}/workers", _basic(login)), environment
+        )
 
     user, _, password = login.partition(":")
     shown = f"(user {user}, password {password})" if generated else f"(user {user})"
     stack.start(stack.programs, "flower", launch, f"{stack.flower_url} {shown}")
 
 
-def _answers(url: str, login: str) -> bool:
-    token = base64.b64encode(login.encode()).decode()
-    request = urllib.request.Request(url, headers={"Authorization": f"Basic {token}"})  # noqa: S310
+def _start_api(stack: Stack) -> None:
+    if not api_is_installed():
+        stack.report("api", "its packages are not here: install pyfunq[api]", "left out")
+        return
+    port = _API_PORT if is_free(_API_PORT) else free_port()
+    stack.api_url = f"http://127.0.0.1:{port}"
+
+    def launch() -> GuardedProcess:
+        command = api_command(host="127.0.0.1", port=port)
+        return _launch(
+            *(stack, "api", command, lambda _: _answers(f"{stack.api_url}/health/ready", {})),
+            stop_seconds=_API_STOP_SECONDS,
+        )
+
+    stack.start(stack.programs, "api", launch, stack.api_url)
+
+
+def _basic(login: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+
+
+def _answers(url: str, headers: Mapping[str, str]) -> bool:
+    request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=2) as response:  # noqa: S310
             return bool(response.status == 200)

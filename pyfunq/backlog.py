@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyfunq.arrow_files import open_arrow
+from pyfunq.custom_ids import CustomIds
 from pyfunq.errors import FileUnreadable, InputTooLarge, InvalidInput, NotConfigured
 from pyfunq.inputs import EncodedInput, as_table, encode_params, encode_table
 from pyfunq.parquet_files import footer_digest, open_parquet
@@ -47,13 +49,14 @@ class Backlog:
             raise InvalidInput("the input has no rows")
 
 
-def open_backlog(source: Any, *, signature: Signature | None = None) -> Backlog:
+def open_backlog(source: Any, *, signature: Signature | None = None, ids: CustomIds | None = None) -> Backlog:
     """Checks a backlog before anything of it is submitted.
 
-    `source`: the path of a .parquet, .pq, .csv, .jsonl or .ndjson file (the last three also with .gz), a
-    pandas DataFrame, a pyarrow Table or RecordBatch, or an iterable of these. CSV and JSONL are scanned whole in
-    constant memory, so that their columns have the same types in all chunks: those of the signature, else the
-    narrowest that hold all values (int64, double, boolean or string; for JSONL also nested ones).
+    `source`: the path of a .parquet, .pq, .arrow, .arrows, .feather, .csv, .jsonl or .ndjson file (the last three also
+    with .gz), a pandas DataFrame, a pyarrow Table or RecordBatch, or an iterable of these. CSV and JSONL are scanned
+    whole in constant memory, so that their columns have the same types in all chunks: those of the signature, else the
+    narrowest that hold all values (int64, double, boolean or string; for JSONL also nested ones). `ids` learns what
+    the rows of JSONL are called.
 
     Raises FileUnreadable, and InvalidInput for content that does not fit the signature.
     """
@@ -62,7 +65,7 @@ def open_backlog(source: Any, *, signature: Signature | None = None) -> Backlog:
     except ImportError:
         raise NotConfigured("backlogs need pyarrow: pip install 'pyfunq[analytics]'") from None
     if isinstance(source, str | os.PathLike):
-        return _open_file(Path(source), signature)
+        return _open_file(Path(source), signature, ids)
     if not hasattr(source, "columns"):
         if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
             raise InvalidInput(
@@ -154,21 +157,27 @@ def _frames(frames: Iterable[Any]) -> Iterator["pa.Table"]:
             yield table.select(names)
 
 
-def _open_file(path: Path, signature: Signature | None) -> Backlog:
+def _open_file(path: Path, signature: Signature | None, ids: CustomIds | None) -> Backlog:
+    def open_lines(path: Path, signature: Signature | None) -> tuple[int, Tables]:
+        return open_jsonl(path, signature, ids)
+
     readers = {
         ".parquet": open_parquet,
         ".pq": open_parquet,
+        ".arrow": open_arrow,
+        ".arrows": open_arrow,
+        ".feather": open_arrow,
         ".csv": open_csv,
-        ".jsonl": open_jsonl,
-        ".ndjson": open_jsonl,
+        ".jsonl": open_lines,
+        ".ndjson": open_lines,
     }
     with told_of(path):
         if path.is_dir():
             raise FileUnreadable(f"{path} is a directory, not a file")
         zipped = path.suffix.lower() == ".gz"
         kind = (path.with_suffix("") if zipped else path).suffix.lower()
-        if kind not in readers or (zipped and readers[kind] is open_parquet):
-            endings = ".parquet, .pq, .csv, .jsonl, .ndjson, .csv.gz or .jsonl.gz"
+        if kind not in readers or (zipped and readers[kind] in (open_parquet, open_arrow)):
+            endings = ".parquet, .pq, .arrow, .arrows, .feather, .csv, .jsonl, .ndjson, .csv.gz or .jsonl.gz"
             raise FileUnreadable(f"{path}: the name must end in {endings}")
         stamp = _stamp(path)
         if stamp[0] == 0:

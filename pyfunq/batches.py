@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pyfunq.admission import Admission
+from pyfunq.custom_ids import CustomIds
 from pyfunq.cut import Cut, Source
 from pyfunq.errors import InvalidInput, LedgerUnavailable, PyFunQError, SubmissionStopped, UnknownBatch, WaitTimeout
 from pyfunq.feed import Feed
@@ -23,8 +24,9 @@ from pyfunq.inputs import EncodedInput, encode_params
 from pyfunq.job import STOPPED, Batch, JobError, Lane
 from pyfunq.lanes import queues_of
 from pyfunq.ledger import Ledger
-from pyfunq.limits import JobLimits
+from pyfunq.options import JobOptions
 from pyfunq.outcomes import BatchPart, batch_part
+from pyfunq.progress import progress_bar
 from pyfunq.publishing import AsyncPublisher
 from pyfunq.settings import Settings
 from pyfunq.signature import Signature
@@ -41,12 +43,15 @@ Chunks = Callable[[int, int, Mapping[str, Any] | None], Iterator[EncodedInput]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class Opened:
     """A source that was checked; `file` is what tells its state from others, None where it cannot be read again."""
 
     rows: int | None
     chunks: Chunks
     file: Source | None
+    tenant_id: int = 0
+    ids: CustomIds | None = None
+    """What its rows are called, where they are called anything."""
 
 
 class AsyncBatches:
@@ -100,13 +105,13 @@ class AsyncBatches:
         `resume` submits the rest, with the options that the batch was begun with. When the data are at fault, or the
         source is no file, the jobs that still wait are cancelled. Either way the error is raised.
         """
-        limits = JobLimits.of(None, timeout, retries)
+        options = JobOptions.of(None, timeout, retries)
         model_uri, signature = await self._model(model)
         encoded = encode_params(params)
         if resume is None:
             opened = await asyncio.to_thread(self._open, source, by_reference, signature)
             queue = await self._queue(self._line(valid_lane(lane), model_uri))
-            cut = self._cut(opened, by_reference, chunk_rows, queue, encoded, limits)
+            cut = self._cut(opened, by_reference, chunk_rows, queue, encoded, options)
             batch_id = new_id()
             await self._ledger.open_batch(batch_id, model_uri, _describe(source), cut if opened.file else None)
         else:
@@ -123,12 +128,12 @@ class AsyncBatches:
 
     def _cut(
         self,
-        opened: _Opened,
+        opened: Opened,
         by_reference: bool,
         chunk_rows: int | None,
         queue: str,
         params: bytes | None,
-        limits: JobLimits,
+        options: JobOptions,
     ) -> Cut:
         return Cut(
             by_reference=by_reference,
@@ -137,8 +142,8 @@ class AsyncBatches:
             rows=opened.rows or 0,
             queue=queue,
             params=params.decode() if params else None,
-            timeout_seconds=limits.timeout_seconds,
-            retries=limits.retries,
+            timeout_seconds=options.timeout_seconds,
+            retries=options.retries,
             source=opened.file or {},
         )
 
@@ -159,31 +164,31 @@ class AsyncBatches:
             raise InvalidInput("a batch is resumed with the file that it is from", field="source")
         return cut
 
-    async def _reopen(self, batch: Batch, cut: Cut, opened: _Opened, name: str) -> None:
+    async def _reopen(self, batch: Batch, cut: Cut, opened: Opened, name: str) -> None:
         """Raises InvalidInput for another file, and where there is nothing to go on with."""
         cut.check_source(opened.file or {}, name)
         if not await self._ledger.resume_batch(batch.id):
             reason = batch.error.message if batch.error else "it was submitted meanwhile"
             raise InvalidInput(f"batch {batch.id} cannot be resumed: {reason}", field="resume")
 
-    def _open(self, source: Any, by_reference: bool, signature: Signature | None) -> _Opened:
+    def _open(self, source: Any, by_reference: bool, signature: Signature | None) -> Opened:
         from pyfunq.backlog import fingerprint, open_backlog
         from pyfunq.references import open_references
 
         if by_reference:
             named = open_references(source, InputRoots(self._settings.input_roots), signature=signature)
-            return _Opened(named.rows, named.chunks, {"checksum": named.checksum})
+            return Opened(named.rows, named.chunks, {"checksum": named.checksum})
         is_file = isinstance(source, str | os.PathLike)
         backlog = open_backlog(source, signature=signature)
         # After the check: a file that is changed in between is found when it is read.
-        return _Opened(backlog.rows, backlog.chunks, fingerprint(Path(source)) if is_file else None)
+        return Opened(backlog.rows, backlog.chunks, fingerprint(Path(source)) if is_file else None)
 
     async def _feed(
         self,
         batch_id: UUID,
         model_uri: str,
         cut: Cut,
-        opened: _Opened,
+        opened: Opened,
         resumed: bool,
         on_progress: Callable[[int], None] | None,
     ) -> Batch:
@@ -196,6 +201,8 @@ class AsyncBatches:
             cut=cut,
             max_attempts=self._settings.max_attempts,
             max_queued_jobs=self._settings.max_queued_jobs,
+            tenant_id=opened.tenant_id,
+            ids=opened.ids,
         )
         try:
             chunks = opened.chunks(cut.chunk_rows, cut.max_bytes, cut.params_object())
@@ -228,18 +235,34 @@ class AsyncBatches:
         batch: Batch | UUID | str,
         timeout: float | None = None,  # noqa: ASYNC109
         on_progress: Callable[[Batch], None] | None = None,
+        *,
+        progress: bool = False,
     ) -> Batch:
-        """The batch once all its jobs are final.
+        """The batch once all its jobs are final. `progress`: a bar on stderr, where that is a terminal.
 
         Raises WaitTimeout after `timeout` seconds (the batch goes on), SubmissionStopped when all that was accepted
         is final, and its producer stopped before the end or has not been heard for 60 s.
         """
+        with progress_bar("batch", shown=progress) as show:
+
+            def tell(now: Batch) -> None:
+                show(now.rows_finished, now.source_rows or now.rows)
+                if on_progress is not None:
+                    on_progress(now)
+
+            return await self._end_of(batch, timeout, tell)
+
+    async def _end_of(
+        self,
+        batch: Batch | UUID | str,
+        timeout: float | None,  # noqa: ASYNC109
+        tell: Callable[[Batch], None],
+    ) -> Batch:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             asked = time.monotonic()
             now = await self.get_batch(batch)
-            if on_progress is not None:
-                on_progress(now)
+            tell(now)
             if now.is_final:
                 return now
             if now.is_stopped and now.finished == now.jobs:

@@ -1,37 +1,49 @@
 """The client: submit jobs, wait for them, read their results; `AsyncClient`, and `Client` over it for everyone else."""
 
 import asyncio
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 
 from pyfunq.admission import Admission
+from pyfunq.ahead import IN_FLIGHT, AsyncAhead
 from pyfunq.batches import AsyncBatches, batch_id_of, valid_lane
+from pyfunq.client_settings import asks_for_http, settings_of
 from pyfunq.entries import NewJob, StoredResult, request_digest
 from pyfunq.errors import BacklogFull, InvalidInput, UnknownJob, WaitTimeout
 from pyfunq.gathered import Gathered
-from pyfunq.ids import id_time, new_id
+from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput, encode_input
 from pyfunq.job import Batch, Job, JobStatus, Lane
-from pyfunq.lanes import lane_of, line, line_of
+from pyfunq.lanes import line, line_of
 from pyfunq.ledger import Ledger
-from pyfunq.limits import JobLimits
+from pyfunq.loop_thread import LoopThread
 from pyfunq.many_inputs import LikeBefore, encode_alike
 from pyfunq.migrate import require_current
 from pyfunq.model_uri import check_allowed, parse_model_uri
+from pyfunq.options import JobOptions
 from pyfunq.outcomes import BatchPart, decoded
 from pyfunq.publishing import AsyncPublisher
-from pyfunq.results import with_index
 from pyfunq.settings import Settings
 from pyfunq.signature import Signature
 from pyfunq.signatures import Signatures
+from pyfunq.submitted import SubmittedJobs, as_job, job_id_of
 from pyfunq.submitting import Submitter
 from pyfunq.waiting import FinishedJobs
 
@@ -46,22 +58,40 @@ Encoded = list[EncodedInput]
 _QUEUE_SECONDS = 1.0
 _ENCODED_AT_ONCE = 1_000
 _EXPECTED_AT_ONCE = 10_000
-_TIDY_SECONDS = 10.0
+_END: Any = object()
 
 
-class AsyncClient(AsyncBatches):
+class AsyncClient(AsyncBatches, AsyncAhead):
     """Use it as `async with AsyncClient() as client`; it belongs to the event loop that entered it.
 
-    Without arguments the addresses come from PYFUNQ_DATABASE_URL and PYFUNQ_REDIS_URL.
+    Without arguments the addresses come from PYFUNQ_DATABASE_URL and PYFUNQ_REDIS_URL. With `base_url`, or where only
+    PYFUNQ_API_URL is set, what it makes is an `HttpAsyncClient`: the same over HTTP.
     """
 
-    def __init__(self, settings: Settings | None = None, **overrides: Any) -> None:
-        """`overrides` are fields of `Settings`, such as database_url and redis_url."""
-        if settings is None:
-            settings = Settings(**overrides)
-        elif overrides:
-            settings = settings.model_copy(update=overrides)
-        self._settings = settings
+    def __new__(
+        cls,
+        settings: Settings | None = None,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        **overrides: Any,
+    ) -> Self:
+        if cls is AsyncClient and asks_for_http(settings, base_url, overrides):
+            from pyfunq.http_client import HttpAsyncClient
+
+            return cast(Self, object.__new__(HttpAsyncClient))
+        return object.__new__(cls)
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        **overrides: Any,
+    ) -> None:
+        """`base_url`: a PyFunQ API's. `overrides` are fields of `Settings`, such as database_url and redis_url."""
+        self._settings = settings_of(settings, base_url, api_key, overrides)
         self._stack = AsyncExitStack()
         self._queues: dict[tuple[str, str], tuple[float, str]] = {}
         self._like_before = LikeBefore()
@@ -104,21 +134,41 @@ class AsyncClient(AsyncBatches):
         timeout: float | timedelta | None = None,  # noqa: ASYNC109
         retries: int = 0,
         idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        webhook: str | None = None,
     ) -> Job:
         """Accepts one job: when this returns, it is committed.
 
         `inputs`: a mapping with one of MLflow's `dataframe_split`, `dataframe_records`, `instances` or `inputs`, a
         DataFrame or an Arrow table. `expires_in`: seconds after which it is no longer worth predicting. `timeout`:
         seconds that predicting it may take. `retries`: how often it is tried again when it fails. With
-        `idempotency_key` (1 to 255 characters) the same request returns the same job, as it is now. Raises
-        InvalidModelURI, ModelNotAllowed, InvalidInput, InputTooLarge, IdempotencyConflict, BacklogFull or
-        LedgerUnavailable, and has accepted nothing; or AcceptanceUnknown.
+        `idempotency_key` (1 to 255 characters) the same request returns the same job, as it is now. `metadata`: an
+        object of at most 16 KB as JSON, which comes back with the job. `webhook`: a URL that is told of its end,
+        signed (docs/webhooks.md). Raises InvalidModelURI, ModelNotAllowed, InvalidInput, InputTooLarge,
+        IdempotencyConflict, BacklogFull or LedgerUnavailable, and has accepted nothing; or AcceptanceUnknown.
         """
-        limits = JobLimits.of(expires_in, timeout, retries, idempotency_key)
-        lane = valid_lane(lane)
-        (new,) = await self._new_jobs(model, [inputs], params, lane, limits)
+        options = JobOptions.of(expires_in, timeout, retries, idempotency_key, metadata)
+        if webhook is not None:
+            options = await self._with_webhook(options, webhook)
+        return await self._submit(model, inputs, params, valid_lane(lane), options)
+
+    async def _with_webhook(self, options: JobOptions, url: str) -> JobOptions:
+        """Raises InvalidInput for a URL that may not be told, and where there is nothing to sign with."""
+        self._settings.webhook_rules.target(url)
+        if not await self._ledger.has_webhook_secret(options.tenant_id):
+            raise InvalidInput(
+                "webhooks are signed, and there is no secret to sign this one with: see `pyfunq webhooks secret`",
+                field="webhook",
+            )
+        return replace(options, webhook=url)
+
+    async def _submit(
+        self, model: str, inputs: Any, params: Mapping[str, Any] | None, lane: Lane, options: JobOptions
+    ) -> Job:
+        (new,) = await self._new_jobs(model, [inputs], params, lane, options)
         if new.idempotency_key:
-            new = new._replace(request=request_digest(new.model_uri, lane, inputs, params, new.input))
+            digest = partial(request_digest, new.model_uri, lane, inputs, params, new.input)
+            new = new._replace(request=await self._work(inputs, digest))
         try:
             await self._admission.admit(line_of(new.queue), 1)
         except BacklogFull:
@@ -128,7 +178,7 @@ class AsyncClient(AsyncBatches):
             return await self.get(other)
         self._finished.expect([new.id])
         others = await self._submitter.submit([new])
-        return await self.get(others[new.id]) if others else _as_job(new)
+        return await self.get(others[new.id]) if others else as_job(new, options.tenant)
 
     async def submit_many(
         self,
@@ -143,12 +193,16 @@ class AsyncClient(AsyncBatches):
     ) -> Sequence[Job]:
         """Accepts one job for each of the inputs, all or none; see `submit`."""
         lane = valid_lane(lane)
-        new = await self._new_jobs(model, inputs, params, lane, JobLimits.of(expires_in, timeout, retries))
+        new = await self._new_jobs(model, inputs, params, lane, JobOptions.of(expires_in, timeout, retries))
         if new:
             await self._admission.admit(line_of(new[0].queue), len(new))
             self._finished.expect(job.id for job in new[:_EXPECTED_AT_ONCE])
             await self._submitter.submit(new)
         return SubmittedJobs(new)
+
+    async def _work(self, inputs: Any, work: Callable[[], R]) -> R:
+        """Does what takes the longer the larger the inputs are."""
+        return work()
 
     async def _new_jobs(
         self,
@@ -156,10 +210,10 @@ class AsyncClient(AsyncBatches):
         inputs: Iterable[Any],
         params: Mapping[str, Any] | None,
         lane: Lane,
-        limits: JobLimits,
+        options: JobOptions,
     ) -> Sequence[NewJob]:
         model_uri, signature = await self._model(model)
-        encoded = self._encode_all(inputs, params, signature, lane)
+        encoded = await self._work(inputs, lambda: self._encode_all(inputs, params, signature, lane))
         queue = await self._recent_queue(self._line(lane, model_uri), model_uri) if encoded else lane
         return [
             NewJob(
@@ -168,10 +222,13 @@ class AsyncClient(AsyncBatches):
                 input=one,
                 queue=queue,
                 max_attempts=self._settings.max_attempts,
-                expires_at=limits.expires_at,
-                timeout_seconds=limits.timeout_seconds,
-                retries=limits.retries,
-                idempotency_key=limits.idempotency_key,
+                expires_at=options.expires_at,
+                timeout_seconds=options.timeout_seconds,
+                retries=options.retries,
+                idempotency_key=options.idempotency_key,
+                tenant_id=options.tenant_id,
+                metadata=options.metadata,
+                webhook=options.webhook,
             )
             for one in encoded
         ]
@@ -189,7 +246,7 @@ class AsyncClient(AsyncBatches):
 
     async def get(self, job: Job | UUID | str) -> Job:
         """The job as it is now. Raises UnknownJob."""
-        job_id = _job_id(job)
+        job_id = job_id_of(job)
         found = await self._jobs.get(job_id)
         if found is None:
             raise UnknownJob(f"there is no job {job_id}")
@@ -209,13 +266,13 @@ class AsyncClient(AsyncBatches):
             status=None if status is None else JobStatus(status),
             model_uri=None if model is None else str(parse_model_uri(model)),
             batch_id=None if batch is None else batch_id_of(batch),
-            before=None if before is None else _job_id(before),
+            before=None if before is None else job_id_of(before),
             limit=limit,
         )
 
     async def wait(self, job: Job | UUID | str, timeout: float | None = None) -> Job:  # noqa: ASYNC109
         """The job once it is final. Raises WaitTimeout after `timeout` seconds (the job goes on), UnknownJob."""
-        job_id = _job_id(job)
+        job_id = job_id_of(job)
         if not isinstance(job, Job):
             now = await self.get(job_id)
             if now.is_final:
@@ -238,7 +295,7 @@ class AsyncClient(AsyncBatches):
         A list (JSON input) or a Series, DataFrame, array or list (DataFrame and Arrow input), one entry a row. Raises
         JobFailed, JobCancelled, JobExpired, JobDead, WaitTimeout or UnknownJob.
         """
-        job_id = _job_id(job)
+        job_id = job_id_of(job)
         if not self._finished.expects(job_id):
             stored = await self._stored(job_id)
             if stored.status.is_final:
@@ -252,31 +309,30 @@ class AsyncClient(AsyncBatches):
             raise UnknownJob(f"there is no job {job_id}")
         return stored
 
-    async def predict(self, model: str, df: "pd.DataFrame", timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Predicts a DataFrame through the queue: a Series or DataFrame with its index.
-
-        More rows than a job holds become several jobs. Raises what `submit` and `result` raise.
-        """
-        import pandas as pd
-
-        rows = self._settings.chunk_rows
-        jobs = await self.submit_many(model, [df.iloc[i : i + rows] for i in range(0, max(1, len(df)), rows)])
-        parts = await asyncio.gather(*(self.result(job, timeout) for job in jobs))
-        starts = range(0, len(df), rows)
-        return pd.concat([with_index(p, df.index[i : i + rows]) for i, p in zip(starts, parts, strict=True)])
-
     async def cancel(self, job: Job | UUID | str, *, terminate: bool = False) -> Job:
         """Withdraws the job: it is not predicted, or what is being predicted is not kept. A final job stays so.
 
         `terminate`: a call that predicts it now is stopped, within about two seconds.
         """
-        job_id = _job_id(job)
+        job_id = job_id_of(job)
         await self._ledger.cancel([job_id], terminate=terminate)
         return await self._ledger.get(job_id)
 
+    async def _some_final(self, ids: Sequence[UUID], seconds: float) -> Sequence[Job]:
+        final = await self._finished.any_of(ids, seconds)
+        if final:
+            return list((await self._ledger.get_many(list(final))).values())
+        known = await self._ledger.get_many(ids)
+        if unknown := [job_id for job_id in ids if job_id not in known]:
+            raise UnknownJob(f"there is no job {unknown[0]}")
+        return []
+
+    async def _cancel_all(self, ids: Sequence[UUID]) -> None:
+        await self._ledger.cancel(ids)
+
     async def requeue_dead(self, jobs: Iterable[Job | UUID | str]) -> int:
         """Puts dead jobs back with all their attempts; returns how many of these were dead."""
-        ids = [_job_id(job) for job in jobs]
+        ids = [job_id_of(job) for job in jobs]
         pages = await self._ledger.requeue_dead(ids, [new_id() for _ in ids])
         await self._submitter.publish(pages)
         return len(pages)
@@ -327,15 +383,21 @@ class Client:
     Use it as a context manager, or call `close()`. Safe to use from several threads; not across a fork.
     """
 
-    def __init__(self, settings: Settings | None = None, **overrides: Any) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="pyfunq-client", daemon=True)
-        self._thread.start()
-        self._client = AsyncClient(settings, **overrides)
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        **overrides: Any,
+    ) -> None:
+        """See `AsyncClient`."""
+        self._loop = LoopThread("pyfunq-client")
         try:
-            self._run(self._client.__aenter__())
+            self._client = AsyncClient(settings, base_url=base_url, api_key=api_key, **overrides)
+            self._loop.run(self._client.__aenter__())
         except BaseException:
-            self._stop()
+            self._loop.stop()
             raise
 
     def __enter__(self) -> Self:
@@ -346,40 +408,19 @@ class Client:
 
     def close(self) -> None:
         """Waits until everything submitted is committed and published."""
-        if not self._loop.is_closed():
-            self._run(self._client.__aexit__(None, None, None))
-            self._stop()
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _run(self, awaitable: Awaitable[R]) -> R:
-        ended = threading.Event()
-
-        async def run() -> R:
-            try:
-                return await awaitable
-            finally:
-                ended.set()
-
-        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            if future.cancel():
-                # An interrupted call tidies up, and needs the connections for it.
-                ended.wait(_TIDY_SECONDS)
-            raise
+        if not self._loop.is_closed:
+            self._loop.run(self._client.__aexit__(None, None, None))
+            self._loop.stop()
 
     @staticmethod
     def _bridge(
         method: Callable[Concatenate[AsyncClient, P], Awaitable[R]],
     ) -> "Callable[Concatenate[Client, P], R]":
+        name = method.__name__  # not the method itself: over HTTP it is another
+
         @wraps(method)
         def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
-            result: R = self._run(method(self._client, *args, **kwargs))
+            result: R = self._loop.run(getattr(self._client, name)(*args, **kwargs))
             return result
 
         return cast(Callable[Concatenate[Any, P], R], call)
@@ -388,9 +429,11 @@ class Client:
     def _bridge_batch(
         method: Callable[Concatenate[AsyncClient, P], Awaitable[Batch]],
     ) -> "Callable[Concatenate[Client, P], Batch]":
+        name = method.__name__  # not the method itself: over HTTP it is another
+
         @wraps(method)
         def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> Batch:
-            batch: Batch = self._run(method(self._client, *args, **kwargs))
+            batch: Batch = self._loop.run(getattr(self._client, name)(*args, **kwargs))
             return replace(batch, _frames=lambda batch_id, missing: self.batch_frames(batch_id, on_missing=missing))
 
         return cast(Callable[Concatenate[Any, P], Batch], call)
@@ -412,17 +455,41 @@ class Client:
 
     def batch_results(self, batch: Batch | UUID | str) -> Iterator[BatchPart]:
         """A finished batch's results in input order, a job's share at a time, in constant memory."""
-        parts = self._client.batch_results(batch)
-        while (part := self._run(anext(parts, None))) is not None:
-            yield part
+        return self._iterate(self._client.batch_results(batch))
 
     def batch_frames(
         self, batch: Batch | UUID | str, *, on_missing: Callable[[BatchPart], None] | None = None
     ) -> "Iterator[pd.DataFrame]":
         """See `AsyncClient.batch_frames`."""
-        frames = self._client.batch_frames(batch, on_missing=on_missing)
-        while (frame := self._run(anext(frames, None))) is not None:
-            yield frame
+        return self._iterate(self._client.batch_frames(batch, on_missing=on_missing))
+
+    def map(
+        self,
+        model: str,
+        inputs: Iterable[Any],
+        *,
+        params: Mapping[str, Any] | None = None,
+        lane: Lane | str = Lane.INTERACTIVE,
+        retries: int = 0,
+        in_flight: int = IN_FLIGHT,
+        timeout: float | None = None,
+        progress: bool = False,
+    ) -> Iterator[Any]:
+        """See `AsyncClient.map`."""
+        asked = {"params": params, "lane": lane, "retries": retries, "in_flight": in_flight, "timeout": timeout}
+        return self._iterate(self._client.map(model, inputs, progress=progress, **asked))  # type: ignore[arg-type]
+
+    def as_completed(self, jobs: Iterable[Job | UUID | str], timeout: float | None = None) -> Iterator[Job]:
+        """See `AsyncClient.as_completed`."""
+        return self._iterate(self._client.as_completed(jobs, timeout))
+
+    def _iterate(self, items: AsyncIterator[R]) -> Iterator[R]:
+        try:
+            while (item := self._loop.run(anext(items, _END))) is not _END:
+                yield cast(R, item)
+        finally:
+            if isinstance(items, AsyncGenerator) and not self._loop.is_closed:
+                self._loop.run(items.aclose())
 
 
 @lru_cache(4096)
@@ -430,55 +497,3 @@ def _allowed_uri(model: str, patterns: tuple[str, ...]) -> str:
     uri = parse_model_uri(model)
     check_allowed(uri, patterns)
     return str(uri)
-
-
-def _job_id(job: Job | UUID | str) -> UUID:
-    if isinstance(job, str):
-        try:
-            return UUID(job)
-        except ValueError:
-            raise UnknownJob(f"{job[:80]!r} is not a job id") from None
-    return job.id if isinstance(job, Job) else job
-
-
-class SubmittedJobs(Sequence[Job]):
-    """Jobs as they were submitted, each made when it is looked at: who submits many may not look at any."""
-
-    def __init__(self, jobs: Sequence[NewJob]) -> None:
-        self._jobs = jobs
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    @overload
-    def __getitem__(self, index: int) -> Job: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Job]: ...
-    def __getitem__(self, index: int | slice) -> Job | Sequence[Job]:
-        found = self._jobs[index]
-        return SubmittedJobs(found) if isinstance(index, slice) else _as_job(found)  # type: ignore[arg-type]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return repr(list(self))
-
-
-def _as_job(job: NewJob) -> Job:
-    return Job(
-        id=job.id,
-        status=JobStatus.QUEUED,
-        model_uri=job.model_uri,
-        lane=lane_of(job.queue),
-        rows=job.input.rows,
-        attempt=0,
-        max_attempts=job.max_attempts,
-        created_at=id_time(job.id),
-        expires_at=job.expires_at,
-        timeout_seconds=job.timeout_seconds,
-        retries=job.retries,
-        batch_id=job.batch_id,
-    )

@@ -32,6 +32,12 @@ class NewJob(NamedTuple):
     idempotency_key: str | None = None
     request: bytes = b""
     """With an idempotency key: the digest of what was asked (`request_digest`)."""
+    tenant_id: int = 0
+    """Whose it is; 0: of a program that has the database's address."""
+    metadata: str | None = None
+    """A JSON object that its caller wants to find with it again."""
+    webhook: str | None = None
+    """The URL that is told of its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,15 +33,23 @@ class InvalidInput(PyFunQError):
     code = "invalid_input"
     fault = "caller"
 
-    def __init__(self, message: str | None = None, *, field: str | None = None) -> None:
+    def __init__(self, message: str | None = None, *, field: str | None = None, row: int | None = None) -> None:
+        """`row`: where in the input it is, counted from 1."""
         super().__init__(message)
         self.field = field
+        self.row = row
 
 
 class InputTooLarge(InvalidInput):
     """The input is larger than PYFUNQ_MAX_INPUT_BYTES allows."""
 
     code = "input_too_large"
+
+
+class MalformedInput(InvalidInput):
+    """The input is not strict JSON."""
+
+    code = "malformed_input"
 
 
 class InvalidModelURI(PyFunQError):
@@ -76,6 +84,13 @@ class UnknownBatch(PyFunQError):
     """There is no such batch."""
 
     code = "unknown_batch"
+    fault = "caller"
+
+
+class UnknownKey(PyFunQError):
+    """There is no such API key."""
+
+    code = "unknown_key"
     fault = "caller"
 
 
@@ -121,7 +136,14 @@ class ModelNotLoadable(PyFunQError):
     """The model's files are there, but it cannot be loaded."""
 
     code = "model_not_loadable"
-    fault = "model"
+    fault: ClassVar[Fault] = "model"
+
+
+class ModelUntrusted(ModelNotLoadable):
+    """The operator does not let workers load this model's files (PYFUNQ_TRUSTED_MODELS, PYFUNQ_ALLOW_PICKLE)."""
+
+    code = "model_untrusted"
+    fault = "operator"
 
 
 class ModelRaised(PyFunQError):
@@ -233,6 +255,65 @@ class AcceptanceUnknown(LedgerUnavailable):
 
     code = "acceptance_unknown"
     retryable = False
+
+
+class ApiUnavailable(PyFunQError):
+    """The PyFunQ API cannot be reached, or cannot answer now."""
+
+    code = "api_unavailable"
+    fault = "dependency"
+    retryable = True
+
+
+class RateLimited(PyFunQError):
+    """More requests than this API key may make; wait, then go on."""
+
+    code = "too_many_requests"
+    fault = "caller"
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unauthenticated(PyFunQError):
+    """The API wants a valid key (PYFUNQ_API_KEY)."""
+
+    code = "unauthenticated"
+    fault = "caller"
+
+
+class Forbidden(PyFunQError):
+    """This API key may not do that."""
+
+    code = "forbidden"
+    fault = "caller"
+
+
+class RequestRefused(PyFunQError):
+    """The API did not take the request."""
+
+    code = "request_refused"
+    fault = "caller"
+
+    def __init__(self, message: str | None = None, *, status: int = 0, api_code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.api_code = api_code
+
+
+class WrongApi(PyFunQError):
+    """What answers at this URL is no PyFunQ API."""
+
+    code = "wrong_api"
+
+
+class NotOverHttp(PyFunQError):
+    """Only a client that has the database's address can do that."""
+
+    code = "not_over_http"
+    fault = "caller"
 
 
 class QueueUnavailable(PyFunQError):

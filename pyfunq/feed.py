@@ -1,7 +1,7 @@
 """Feeding a backlog's chunks into the ledger: a few at a time, none twice, with a sign of life."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pyfunq.admission import Admission
 from pyfunq.batch_ledger import BatchLedger
+from pyfunq.custom_ids import CustomIds
 from pyfunq.cut import Cut
 from pyfunq.entries import NewJob
 from pyfunq.errors import InvalidInput, PyFunQError, SubmissionStopped
@@ -42,7 +43,10 @@ class Feed:
         cut: Cut,
         max_attempts: int,
         max_queued_jobs: int,
+        tenant_id: int = 0,
+        ids: CustomIds | None = None,
     ) -> None:
+        """`ids`: what the rows of the chunks are called, in their order."""
         self._ledger = ledger
         self._submitter = submitter
         self._admission = admission
@@ -50,6 +54,8 @@ class Feed:
         self._model_uri = model_uri
         self._cut = cut
         self._max_attempts = max_attempts
+        self._tenant_id = tenant_id
+        self._ids = ids
         self._jobs_at_once = min(_REFERENCES_AT_ONCE, max_queued_jobs) if cut.by_reference else 1
         self._rows_taken = self._rows_committed = 0
         self._ended_elsewhere = False
@@ -79,8 +85,10 @@ class Feed:
         room = asyncio.Semaphore(_GROUPS_IN_FLIGHT)
         numbered = enumerate(chunks)
 
-        async def commit(group: list[tuple[int, EncodedInput]]) -> None:
+        async def commit(group: list[tuple[int, EncodedInput]], ids: Mapping[int, bytes]) -> None:
             try:
+                if ids:
+                    await self._ledger.keep_custom_ids(self._batch_id, ids)
                 missing = await self._without_those_there(group) if resumed else group
                 if missing:
                     await self._admission.admit_when_there_is_room(line_of(self._cut.queue), len(missing))
@@ -96,11 +104,21 @@ class Feed:
                 await room.acquire()
                 if self._ended_elsewhere:
                     raise SubmissionStopped(f"batch {self._batch_id} was cancelled while it was being submitted")
-                group = await asyncio.to_thread(lambda: list(islice(numbered, self._jobs_at_once)))
+                group, ids = await asyncio.to_thread(self._next, numbered)
                 if not group:
                     break
                 self._rows_taken += sum(chunk.rows for _, chunk in group)
-                tasks.create_task(commit(group))
+                tasks.create_task(commit(group, ids))
+
+    def _next(
+        self, numbered: Iterator[tuple[int, EncodedInput]]
+    ) -> tuple[list[tuple[int, EncodedInput]], dict[int, bytes]]:
+        """The next chunks, and what their rows are called, by index."""
+        group = list(islice(numbered, self._jobs_at_once))
+        if self._ids is None:
+            return group, {}
+        packed = {index: self._ids.packed(chunk.rows) for index, chunk in group}
+        return group, {index: ids for index, ids in packed.items() if ids is not None}
 
     async def _submit(self, jobs: list[NewJob]) -> None:
         """Who is cancelled here leaves a commit behind that goes on; `run` waits for it."""
@@ -134,6 +152,7 @@ class Feed:
                 batch_id=self._batch_id,
                 batch_index=index,
                 page_id=page_id,
+                tenant_id=self._tenant_id,
             )
             for (index, chunk), page_id in zip(group, pages, strict=True)
         ]

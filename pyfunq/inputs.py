@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
-from pyfunq.errors import InputTooLarge, InvalidInput, NotConfigured
+from pyfunq.errors import InputTooLarge, InvalidInput, MalformedInput, NotConfigured
 from pyfunq.signature import Signature, shown_name
 
 if TYPE_CHECKING:
@@ -75,27 +75,34 @@ def encode_input(
     return _measured(encode_table(table, encode_params(params)), max_bytes)
 
 
-def encode_params(params: Mapping[str, Any] | None) -> bytes | None:
-    """The canonical JSON of `params`, an object; None where there are none."""
+def encode_params(params: Mapping[str, Any] | None, *, name: str = "params") -> bytes | None:
+    """The canonical JSON of `params`, an object; None where there are none. `name` is what errors call it."""
     if params is not None and not isinstance(params, Mapping):
-        raise InvalidInput(f"params must be an object, got {type(params).__name__}", field="params")
+        raise InvalidInput(f"{name} must be an object, got {type(params).__name__}", field=name)
     if not params:
         return None
     plain = dict(params)
-    check_json(plain, "params")
-    return _dumps(plain, "params", orjson.OPT_SORT_KEYS)
+    check_json(plain, name)
+    return _dumps(plain, name, orjson.OPT_SORT_KEYS)
 
 
-def parse_json_input(text: bytes | str, *, max_bytes: int) -> dict[str, Any]:
+def parse_json_input(text: bytes | str, *, max_bytes: int, nan_as_null: bool = False) -> dict[str, Any]:
     """The JSON object that a program or a caller over HTTP sent, parsed strictly.
 
-    Refuses NaN and infinities, keys that come twice, nesting deeper than MAX_DEPTH, and anything but an
-    object. Raises InvalidInput, InputTooLarge.
+    Refuses NaN (unless it is to be null) and infinities, keys that come twice, nesting deeper than MAX_DEPTH, and
+    anything but an object. Raises MalformedInput, InputTooLarge.
     """
     size = len(text) if isinstance(text, bytes) else len(text.encode("utf-8", "surrogatepass"))
     _check_size(size, max_bytes)
     try:
-        value = loads_strictly(text.decode("utf-8") if isinstance(text, bytes) else text)
+        return _parsed(text, nan_as_null)
+    except InvalidInput as error:
+        raise MalformedInput(error.message, field=error.field) from None
+
+
+def _parsed(text: bytes | str, nan_as_null: bool) -> dict[str, Any]:
+    try:
+        value = loads_strictly(text.decode("utf-8") if isinstance(text, bytes) else text, nan_as_null=nan_as_null)
     except UnicodeDecodeError as error:
         raise InvalidInput(f"the input is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -110,9 +117,10 @@ def parse_json_input(text: bytes | str, *, max_bytes: int) -> dict[str, Any]:
     return value
 
 
-def loads_strictly(text: str) -> Any:
+def loads_strictly(text: str, *, nan_as_null: bool = False) -> Any:
     """json.loads that raises InvalidInput for NaN, infinities and keys that come twice."""
-    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_pairs)
+    constant = _nan_as_null if nan_as_null else _refuse_constant
+    return json.loads(text, parse_constant=constant, object_pairs_hook=_unique_pairs)
 
 
 def check_json(value: Any, place: str, depth: int = 1) -> None:
@@ -230,11 +238,14 @@ def _split_parts(value: Any) -> tuple[list[str], Any]:
     width = len(columns)
     for number, row in enumerate(rows, 1):
         if type(row) is not list and type(row) is not tuple:
-            raise InvalidInput(f"dataframe_split: row {number} must be a list, got {_json_kind(row)}", field="data")
+            raise InvalidInput(
+                f"dataframe_split: row {number} must be a list, got {_json_kind(row)}", field="data", row=number
+            )
         if len(row) != width:
             raise InvalidInput(
                 f"dataframe_split: row {number} has {len(row)} values where there are {width} columns",
                 field="data",
+                row=number,
             )
     return list(columns), rows
 
@@ -249,7 +260,7 @@ def _record_parts(value: Any, form: str) -> tuple[list[str], list[Any]]:
     keys = value[0].keys()
     for number, record in enumerate(value, 1):
         if record.keys() != keys:
-            raise InvalidInput(f"{form}: row {number} has other keys than row 1", field=form)
+            raise InvalidInput(f"{form}: row {number} has other keys than row 1", field=form, row=number)
     if len(columns) == 1:
         return columns, [[record[columns[0]]] for record in value]
     return columns, list(map(itemgetter(*columns), value))
@@ -353,7 +364,7 @@ def _check_even(rows: Sequence[Any], place: str) -> None:
         return
     for number, row in enumerate(rows, 1):
         if _shape(row, place, number) != first:
-            raise InvalidInput(f"{place}: row {number} has another shape than row 1", field=place)
+            raise InvalidInput(f"{place}: row {number} has another shape than row 1", field=place, row=number)
 
 
 def _shape(value: Any, place: str, row: int) -> tuple[int, ...]:
@@ -464,8 +475,13 @@ def _too_deep(place: str) -> InvalidInput:
     return InvalidInput(f"{place} is nested deeper than {MAX_DEPTH} levels")
 
 
-def _refuse_constant(token: str) -> None:
-    raise InvalidInput(f"the input holds {token}, which is not JSON; use null")
+def _nan_as_null(constant: str) -> None:
+    if constant != "NaN":
+        _refuse_constant(constant)
+
+
+def _refuse_constant(constant: str) -> None:
+    raise InvalidInput(f"the input holds {constant}, which is not JSON; use null")
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -478,12 +494,5 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json_kind(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-    }
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -1,6 +1,6 @@
 """The words of a job's life: its statuses, the legal transitions, and the job and batch as callers see them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -100,6 +100,10 @@ class Job:
     worker: str | None = None
     batch_id: UUID | None = None
     error: JobError | None = None
+    tenant: str | None = None
+    """Whose it is: that of the API key that it came with; None: it came without one."""
+    metadata: Mapping[str, Any] | None = None
+    """What its caller wanted to find with it again."""
 
     @property
     def is_final(self) -> bool:

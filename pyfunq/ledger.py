@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import orjson
 
 from pyfunq.batch_ledger import BatchLedger, stored_of
 from pyfunq.entries import (
@@ -23,10 +24,13 @@ from pyfunq.entries import (
 )
 from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownJob
 from pyfunq.job import Job, JobError, JobStatus
+from pyfunq.key_ledger import KeyLedger
 from pyfunq.lanes import lane_of, queues_of
+from pyfunq.metric_ledger import MetricLedger
 from pyfunq.model_ledger import ModelLedger
 from pyfunq.new_rows import copies, submission
 from pyfunq.sql import queries
+from pyfunq.webhook_ledger import WebhookLedger
 
 _CONNECT_SECONDS = 10.0
 _COMMAND_SECONDS = 60.0
@@ -68,7 +72,7 @@ def ledger_errors() -> Iterator[None]:
         raise LedgerUnavailable(f"Postgres cannot be reached ({type(exc).__name__})") from exc
 
 
-class Ledger(BatchLedger, ModelLedger):
+class Ledger(BatchLedger, ModelLedger, KeyLedger, WebhookLedger, MetricLedger):
     """Everything that is asked of the tables. Belongs to the event loop (and process) that opened it."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
@@ -120,7 +124,7 @@ class Ledger(BatchLedger, ModelLedger):
         chunks = any(job.batch_id for _, job in jobs)
         if chunks:
             jobs = sorted(jobs, key=_place)
-        if not any(job.idempotency_key for _, job in jobs):
+        if not any(job.idempotency_key or job.metadata or job.webhook for _, job in jobs):
             if sum(len(job.input.payload) for _, job in jobs) >= _COPY_BYTES:
                 await self._submit_by_copy(jobs)
             else:
@@ -134,6 +138,11 @@ class Ledger(BatchLedger, ModelLedger):
                 if new:
                     statement, arguments = submission(new)
                     await connection.execute(self._sql[statement], *arguments)
+                if noted := {job.id: job.metadata for _, job in new if job.metadata}:
+                    await connection.execute(self._sql["note_jobs"], list(noted), list(noted.values()))
+                if told := [job for _, job in new if job.webhook]:
+                    columns = zip(*((job.id, job.tenant_id, job.webhook) for job in told), strict=True)
+                    await connection.execute(self._sql["add_webhooks"], *map(list, columns))
         return others
 
     async def submit_again(
@@ -162,6 +171,8 @@ class Ledger(BatchLedger, ModelLedger):
     async def _take_keys(self, connection: Any, jobs: Sequence[tuple[UUID, NewJob]], last_seconds: float) -> Keys:
         """Each key's job: of these jobs the first, or one that was accepted before."""
         first = {job.idempotency_key: job for _, job in reversed(jobs) if job.idempotency_key}
+        if not first:
+            return {}
         keys = sorted(first)  # one order everywhere, so that two transactions never wait for each other
         wanted = [first[key] for key in keys]
         await connection.execute(
@@ -190,6 +201,10 @@ class Ledger(BatchLedger, ModelLedger):
     async def requeue_dead(self, ids: Sequence[UUID], pages: Sequence[UUID]) -> list[Page]:
         """Puts dead jobs back with all their attempts; returns the pages that the caller must publish."""
         return [Page(**r) for r in await self._fetch("requeue_dead", list(ids), list(pages))]
+
+    async def try_again(self, ids: Sequence[UUID], pages: Sequence[UUID]) -> list[Page]:
+        """Puts back jobs that ended without success; returns the pages that the caller must publish."""
+        return [Page(**r) for r in await self._fetch("try_again", list(ids), list(pages))]
 
     async def purge_dead(self, *, older_than_seconds: float) -> int:
         """Deletes dead jobs for good; returns how many."""
@@ -223,7 +238,7 @@ class Ledger(BatchLedger, ModelLedger):
             each = [
                 (
                     *(str(o.status), o.version_id, o.result_format, o.result),
-                    *(_real_array(o.confidence), o.error and o.error.code, o.error and o.error.message),
+                    *(_real_array(o.confidence), o.error and o.error.code, o.error and _storable(o.error.message)),
                 )
                 for o in outcomes
             ]
@@ -250,7 +265,7 @@ class Ledger(BatchLedger, ModelLedger):
             _jitter(),
             give_up_seconds,
             error.code,
-            error.message,
+            _storable(error.message),
         )
         return {r["id"] for r in rows if r["status"] == JobStatus.FAILED}
 
@@ -299,9 +314,10 @@ class Ledger(BatchLedger, ModelLedger):
         batch_id: UUID | None = None,
         before: UUID | None = None,
         limit: int = 50,
+        tenant_id: int | None = None,
     ) -> list[Job]:
-        """Newest first; `before` is the id of the last job of the page before."""
-        rows = await self._fetch("list_jobs", status and str(status), model_uri, batch_id, before, limit)
+        """Newest first; `before` is the id of the last job of the page before. `tenant_id` None: of all tenants."""
+        rows = await self._fetch("list_jobs", status and str(status), model_uri, batch_id, before, limit, tenant_id)
         return [_job(r) for r in rows]
 
     async def final_among(self, ids: Sequence[UUID]) -> set[UUID]:
@@ -310,6 +326,16 @@ class Ledger(BatchLedger, ModelLedger):
     async def results(self, ids: Sequence[UUID]) -> dict[UUID, StoredResult]:
         """How the jobs among these that exist ended, or how they are now."""
         return {r["id"]: stored_of(r) for r in await self._fetch("get_results", list(ids))}
+
+    async def ended(self, ids: Sequence[UUID]) -> dict[UUID, tuple[Job, StoredResult]]:
+        """The jobs that exist among these, with their results."""
+        found = {}
+        for row in await self._fetch("get_ended", list(ids)):
+            fields = dict(row)
+            for name in ("result_format", "result"):
+                del fields[name]
+            found[row["id"]] = (_job(fields), stored_of(row))
+        return found
 
     async def input(self, job_id: UUID) -> tuple[str, bytes, bytes | None]:
         """(format, payload, params) as stored. Raises UnknownJob."""
@@ -415,13 +441,19 @@ def _jitter() -> float:
     return random.uniform(0.5, 1.0)  # noqa: S311
 
 
+def _storable(text: str) -> str:
+    """What a model or an input says of itself can hold what Postgres keeps in no text."""
+    return text.replace("\0", "\\0").encode("utf-8", "replace").decode()
+
+
 def _real_array(values: Sequence[float] | None) -> str | None:
     # unnest() flattens nested arrays, so a job's scores travel as the text of an array.
     return None if values is None else "{" + ",".join(map(repr, values)) + "}"
 
 
-def _job(row: asyncpg.Record) -> Job:
+def _job(row: Mapping[str, Any]) -> Job:
     fields = dict(row)
+    fields["metadata"] = None if fields["metadata"] is None else orjson.loads(fields["metadata"])
     code, message = fields.pop("error_code"), fields.pop("error_message")
     fields["status"] = JobStatus(fields["status"])
     fields["lane"] = lane_of(fields.pop("queue"))

@@ -101,24 +101,24 @@ class LikeBefore:
     """Single inputs that come one after another with the same columns and nothing but numbers."""
 
     def __init__(self) -> None:
-        self._columns: list[str] = []
-        self._signature: Signature | None = None
-        self._head = b""
+        # One value, replaced as a whole: inputs may be encoded in several threads.
+        self._known: tuple[list[str], Signature | None, bytes] = ([], None, b"")
 
     def encode(self, one: Any, signature: Signature | None, max_bytes: int) -> EncodedInput | None:
         """What `encode_input` gives without params; None where it must be asked."""
+        columns, known_signature, head = self._known
         split = one.get("dataframe_split") if type(one) is dict and len(one) == 1 else None
-        if type(split) is not dict or len(split) != 2 or signature is not self._signature or not self._head:
+        if type(split) is not dict or len(split) != 2 or signature is not known_signature or not head:
             return None
         rows = split.get("data")
-        if split.get("columns") != self._columns or type(split["columns"]) is not list or type(rows) is not list:
+        if split.get("columns") != columns or type(split["columns"]) is not list or type(rows) is not list:
             return None
-        width = len(self._columns)
+        width = len(columns)
         for row in rows:
             if type(row) is not list or len(row) != width or not set(map(type, row)) <= _NUMBERS or not all_finite(row):
                 return None
         try:
-            payload = b"%b%b}" % (self._head, orjson.dumps(rows, option=JSON_OPTIONS))
+            payload = b"%b%b}" % (head, orjson.dumps(rows, option=JSON_OPTIONS))
         except orjson.JSONEncodeError:
             return None
         return EncodedInput("split", payload, None, len(rows)) if rows and len(payload) <= max_bytes else None
@@ -128,6 +128,6 @@ class LikeBefore:
         if encoded.format != "split" or type(one) is not dict or "dataframe_split" not in one:
             return
         if signature is None or signature.takes_any_numbers:
-            self._columns = list(one["dataframe_split"]["columns"])
-            self._signature = signature
-            self._head = b'{"columns":' + orjson.dumps(self._columns, option=JSON_OPTIONS) + b',"data":'
+            columns = list(one["dataframe_split"]["columns"])
+            head = b'{"columns":' + orjson.dumps(columns, option=JSON_OPTIONS) + b',"data":'
+            self._known = (columns, signature, head)

@@ -38,6 +38,10 @@ class ModelLedger(ABC):
         assert row is not None, "versions are never deleted"  # noqa: S101
         return ModelVersion(**row)
 
+    async def versions_named(self, name: str, at_most: int) -> list[ModelVersion]:
+        """The versions of a model that were ever asked for, newest first."""
+        return [ModelVersion(**r) for r in await self._fetch("versions_named", name, at_most)]
+
     async def point(
         self,
         model_uri: str,

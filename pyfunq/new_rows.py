@@ -8,7 +8,7 @@ from pyfunq.entries import NewJob
 
 _JOB = (
     *("id", "page_id", "batch_id", "batch_index", "queue", "model_uri", "rows", "max_attempts"),
-    *("retries", "timeout_seconds", "expires_at", "input_format", "input_bytes"),
+    *("retries", "timeout_seconds", "expires_at", "input_format", "input_bytes", "tenant_id"),
 )
 _INPUT = ("id", "input", "params")
 
@@ -23,7 +23,7 @@ def submission(jobs: _Placed) -> tuple[str, list[Any]]:
     alike = {
         (
             *(job.queue, job.model_uri, job.max_attempts, job.retries, job.timeout_seconds, job.expires_at),
-            *(job.input.format, job.input.params),
+            *(job.input.format, job.input.params, job.tenant_id),
         )
         for _, job in jobs
     }
@@ -49,7 +49,7 @@ def _job_rows(jobs: _Placed) -> list[tuple[Any, ...]]:
     return [
         (
             *(j.id, page, j.batch_id, j.batch_index, j.queue, j.model_uri, j.input.rows, j.max_attempts),
-            *(j.retries, j.timeout_seconds, j.expires_at, j.input.format, len(j.input.payload)),
+            *(j.retries, j.timeout_seconds, j.expires_at, j.input.format, len(j.input.payload), j.tenant_id),
         )
         for page, j in jobs
     ]

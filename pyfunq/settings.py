@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pyfunq.errors import NotConfigured
 from pyfunq.input_roots import InputRoots
+from pyfunq.webhook_urls import WebhookRules, networks_of, ports_of
 
 MIB = 1024 * 1024
 
@@ -28,12 +29,19 @@ class Settings(BaseSettings):
         default=None, validation_alias=AliasChoices("PYFUNQ_MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI")
     )
 
+    api_url: str | None = None
+    """Of a PyFunQ API: where only this is set, and no database_url, clients use it."""
+    api_key: SecretStr | None = None
+    """What clients show to it."""
+
     allowed_models: Annotated[tuple[str, ...], NoDecode] = ("models:/*",)
     """Comma-separated patterns (`*` and `?`) of model URIs that may be asked for; `runs:/` needs one of its own."""
     input_roots: Annotated[tuple[str, ...], NoDecode] = ()
     """Comma-separated absolute directories and URL prefixes; jobs may name Parquet files under these, and no others."""
     max_input_bytes: int = Field(default=10 * MIB, gt=0)
     """The largest encoded input of one job."""
+    max_upload_bytes: int = Field(default=4 * 1024 * MIB, gt=0)
+    """The largest body of a batch that comes over HTTP, as it is sent and inflated."""
     chunk_rows: int = Field(default=10_000, gt=0)
     """Rows per job of a batch, fewer where they would exceed max_input_bytes."""
     max_queued_jobs: int = Field(default=1_000_000, gt=0)
@@ -92,10 +100,39 @@ class Settings(BaseSettings):
     """A worker process is replaced after this many tasks."""
     drain_seconds: int = Field(default=25, gt=0)
 
+    trusted_models: Path | None = None
+    """A JSON file, {"name/version": "sha256:..."}: workers load these and no others, and only with such files."""
+    allow_pickle: bool = True
+    """false: workers load no model whose files can bring code of their own."""
+
+    api_require_key: bool = False
+    """Without any API key the API refuses everybody, and may listen anywhere."""
+    api_per_second: float | None = Field(default=None, gt=0)
+    """Requests a second of a caller whose key says nothing else; a process of the API counts for itself."""
+    api_max_requests: int = Field(default=4_000, gt=0)
+    """Requests that a process of the API works on at once; those that wait for a job count too."""
+    api_max_requests_per_key: int = Field(default=1_000, gt=0)
+    api_slow_seconds: float = Field(default=20.0, gt=0)
+    """A request's head must come within this time, and of its body 1 KB for each second of every such span."""
+    api_wait_seconds: float = Field(default=60.0, gt=0, le=3600)
+    """How long the HTTP API's scoring routes wait for a job; then they answer 504, and the job goes on."""
+    api_model: str | None = None
+    """A model's name or URI: what the HTTP API's scoring routes ask where the caller names none."""
+    webhook_allow_http: bool = False
+    """Whether jobs may name http:// URLs to be told at; else only https://."""
+    webhook_ports: Annotated[tuple[str, ...], NoDecode] = ("80", "443", "8000-9999")
+    """Comma-separated ports and ranges of them that such URLs may have."""
+    webhook_networks: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated networks that are not public, and yet may be told; such as 10.1.0.0/16."""
+    mlflow_webhook_secret: SecretStr | None = None
+    """That of the webhook by which MLflow tells of changes; None: nobody is listened to."""
+    metrics_token: SecretStr | None = None
+    """Who brings it as a bearer token may read the API's metrics, and nothing else."""
+
     flower_user: str = "pyfunq"
     flower_password: SecretStr | None = None
 
-    @field_validator("allowed_models", "input_roots", "preload", mode="before")
+    @field_validator("allowed_models", "input_roots", "preload", "webhook_ports", "webhook_networks", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
@@ -104,6 +141,18 @@ class Settings(BaseSettings):
     @classmethod
     def _are_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         InputRoots(value)
+        return value
+
+    @field_validator("webhook_ports")
+    @classmethod
+    def _are_ports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        ports_of(value)
+        return value
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        networks_of(value)
         return value
 
     @property
@@ -117,6 +166,10 @@ class Settings(BaseSettings):
     @property
     def mlflow(self) -> str:
         return self._required("mlflow_tracking_uri", "MLFLOW_TRACKING_URI")
+
+    @property
+    def webhook_rules(self) -> WebhookRules:
+        return WebhookRules(self.webhook_allow_http, ports_of(self.webhook_ports), networks_of(self.webhook_networks))
 
     def _required(self, field: str, variable: str) -> str:
         value = getattr(self, field)

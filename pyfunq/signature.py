@@ -354,7 +354,8 @@ def _first(
 ) -> None:
     for row, value in enumerate(values, first_row):
         if not fits(value):
-            raise InvalidInput(f"column {shown_name(name)} is {column.label}, but got {got} (row {row})", field=name)
+            message = f"column {shown_name(name)} is {column.label}, but got {got} (row {row})"
+            raise InvalidInput(message, field=name, row=row)
 
 
 def _unfit(name: str, column: Column, values: Sequence[Any], first_row: int) -> InvalidInput:
@@ -363,13 +364,16 @@ def _unfit(name: str, column: Column, values: Sequence[Any], first_row: int) -> 
     if kind is NoneType:
         return nulls_refused(name, column, row)
     got = _KINDS.get(kind, f"a {kind.__name__}")
-    return InvalidInput(f"column {shown_name(name)} is {column.label}, but got {got} (row {row})", field=name)
+    message = f"column {shown_name(name)} is {column.label}, but got {got} (row {row})"
+    return InvalidInput(message, field=name, row=row)
 
 
 def nulls_refused(name: str, column: Column, row: int | None = None) -> InvalidInput:
     """The error for a null in a column that holds none; `row` counts from 1."""
     where = f" (row {row})" if row else ""
-    return InvalidInput(f"column {shown_name(name)} is {column.label} and cannot hold nulls{where}", field=name)
+    return InvalidInput(
+        f"column {shown_name(name)} is {column.label} and cannot hold nulls{where}", field=name, row=row
+    )
 
 
 def _fits_arrow(given: Any, column: Column) -> bool:

@@ -34,6 +34,11 @@ class Signatures:
         """The queue of its own that the model had when its signature was last asked for."""
         return self._queues.get(model_uri)
 
+    def text(self, model_uri: str) -> str | None:
+        """The signature's JSON, as MLflow keeps it, when it was last asked for."""
+        known = self._known.get(model_uri)
+        return None if known is None else known[1]
+
     async def close(self) -> None:
         for asking in list(self._asking.values()):
             asking.cancel()

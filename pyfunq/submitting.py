@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -48,6 +48,8 @@ class Submitter:
         self._waiting: list[_Group] = []
         self._flushing: asyncio.Task[None] | None = None
         self._publishing: set[asyncio.Task[None]] = set()
+        self.accepted: Callable[[Sequence[Page]], None] = lambda _: None
+        """Told of what was committed."""
 
     async def submit(self, jobs: Sequence[NewJob]) -> dict[UUID, UUID]:
         """Returns when all the jobs are committed; raises LedgerUnavailable when none is.
@@ -111,6 +113,7 @@ class Submitter:
                 _tell(jobs, others, committed)
         if others:
             pages = _without(pages, placed, others)
+        self.accepted(pages)
         task = asyncio.create_task(self.publish(pages))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)

@@ -29,6 +29,8 @@ from pyfunq.signature import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from pyfunq.custom_ids import CustomIds
+
 BLOCK_BYTES = 2 * 1024 * 1024
 """CSV is read in blocks of this size, of which Arrow holds up to about 36; no line can be longer."""
 LINE_BYTES = 16 * 1024 * 1024
@@ -38,6 +40,8 @@ BLOCK_ROWS = 4_096
 NULL_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None")
 """What stands for null in a CSV column that is not text; in one of text only an empty field does."""
 
+RowOf = Callable[[int, dict[str, Any]], dict[str, Any]]
+"""The row in a line, of this number, that is this object."""
 Tables = Callable[[int], Iterator["pa.Table"]]
 """Reads a source; where it can, in tables of a multiple of so many rows."""
 
@@ -100,11 +104,12 @@ def _scan_csv(path: Path, names: list[str], columns: Sequence[Column | None]) ->
         if not widened:
             break
         # What was read before a column was widened must fit its new type too.
-    _check_nulls(nulls, rows, columns)
+    check_nulls(nulls, rows, columns)
     return rows, [pa.float64() if kind is None else kind for kind in types]
 
 
-def _check_nulls(nulls: Mapping[str, int], rows: int, columns: Iterable[Column | None]) -> None:
+def check_nulls(nulls: Mapping[str, int], rows: int, columns: Iterable[Column | None]) -> None:
+    """Raises InvalidInput where a column has nulls (counted by its name, of so many rows) and may not."""
     for (name, count), column in zip(nulls.items(), columns, strict=True):
         if column and count and not column.holds_nulls and not (count == rows and may_be_absent(column)):
             raise nulls_refused(name, column)
@@ -268,14 +273,17 @@ def _csv_fault(path: Path) -> str | None:
         return None if width else "has no header"
 
 
-def open_jsonl(path: Path, signature: Signature | None) -> tuple[int, Tables]:
-    """As `open_csv`. Every line must be an object, and all must have the same keys."""
+def open_jsonl(path: Path, signature: Signature | None, ids: "CustomIds | None" = None) -> tuple[int, Tables]:
+    """As `open_csv`. Every line must be an object, and all must have the same keys.
+
+    With `ids`, to which they are then known, lines may hold a row and what it is called.
+    """
     names: list[str] = []
     columns: list[Column | None] = []
     seen: list[_Seen] = []
     nulls: dict[str, int] = {}
     row = 1
-    for names, rows in _record_blocks(path):
+    for names, rows in _record_blocks(path, None if ids is None else ids.row):
         if not seen:
             check_names(names, "line 1")
             columns = _columns(names, signature)
@@ -288,13 +296,16 @@ def open_jsonl(path: Path, signature: Signature | None) -> tuple[int, Tables]:
             if column is None or not column.is_scalar:
                 one.add(values)
         row += len(rows)
-    _check_nulls(nulls, row - 1, columns)
+    check_nulls(nulls, row - 1, columns)
+    if ids is not None:
+        ids.check()
     types = [_json_type(column, one) for column, one in zip(columns, seen, strict=True)]
 
     def tables(_rows: int) -> Iterator["pa.Table"]:
         import pyarrow as pa
 
-        for _, rows in _record_blocks(path):
+        bare = None if ids is None else lambda _, record: ids.bare(record)
+        for _, rows in _record_blocks(path, bare):
             arrays = [_json_array(v, kind) for v, kind in zip(zip(*rows, strict=True), types, strict=True)]
             yield pa.table(arrays, names=names)
 
@@ -362,7 +373,7 @@ def _json_array(values: Sequence[Any], kind: Any) -> Any:
     return pa.array(values, kind)
 
 
-def _record_blocks(path: Path) -> Iterator[tuple[list[str], list[Any]]]:
+def _record_blocks(path: Path, row_of: RowOf | None = None) -> Iterator[tuple[list[str], list[Any]]]:
     """The names of JSONL's columns and its rows, BLOCK_ROWS at a time. Every line must have the same keys."""
     names: list[str] = []
     block: list[Any] = []
@@ -376,6 +387,8 @@ def _record_blocks(path: Path) -> Iterator[tuple[list[str], list[Any]]]:
             if line.isspace() or not line:
                 continue
             record = _record(path, number, line)
+            if row_of is not None:
+                record = row_of(number, record)
             if keys is None:
                 names, keys = list(record), record.keys()
                 values = itemgetter(*names) if len(names) > 1 else (lambda one: tuple(one.values()))
@@ -389,12 +402,17 @@ def _record_blocks(path: Path) -> Iterator[tuple[list[str], list[Any]]]:
         yield names, block
 
 
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    row = record.get("row")
+    return row if isinstance(row, dict) else {}
+
+
 def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     if len(line) > LINE_BYTES:
         raise FileUnreadable(f"{path}: line {number} is longer than {LINE_BYTES // 2**20} MiB")
     try:
         record = orjson.loads(line)
-        if isinstance(record, dict) and line.count(b":") > len(record):
+        if isinstance(record, dict) and line.count(b":") > len(record) + len(_row(record)):
             loads_strictly(line.decode())
     except orjson.JSONDecodeError:
         if not line.endswith(b"\n"):

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from redis.asyncio import Redis
@@ -58,6 +58,23 @@ class FinishedJobs:
                 await future
         finally:
             self._drop(job_id, future)
+
+    async def any_of(self, job_ids: Sequence[UUID], seconds: float) -> set[UUID]:
+        """Those that are final, as soon as one is; none after so many seconds."""
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        for job_id in job_ids:
+            self._waiters.setdefault(job_id, set()).add(woken)
+        try:
+            await self._start()
+            if final := await self._ledger.final_among(job_ids):
+                return final
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await woken
+            return await self._ledger.final_among(job_ids)
+        finally:
+            for job_id in job_ids:
+                self._drop(job_id, woken)
 
     async def close(self) -> None:
         self._closing = True

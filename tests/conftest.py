@@ -27,6 +27,10 @@ os.environ.update(
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "GIT_PYTHON_REFRESH": "quiet",
+        # The session's MLflow server may tell servers of this machine of its changes, as soon as it is asked to.
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
     }
 )
 for name in (
@@ -35,6 +39,8 @@ for name in (
     "MLFLOW_TRACKING_URI",
     "PYFUNQ_HOME",
     "PYFUNQ_ALLOWED_MODELS",
+    "PYFUNQ_API_URL",
+    "PYFUNQ_API_KEY",
 ):
     os.environ.pop(name, None)
 

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from uuid import uuid4
 
 from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotFound, ModelNotLoadable, PyFunQError, RegistryUnavailable
+from worker import metrics
 from worker.downloads import Downloads, is_full
 from worker.file_lock import FileLock
 
@@ -164,7 +166,9 @@ class ArtifactStore:
             # A name of its own: an interrupted download's threads may go on for a while.
             into = unfinished / uuid4().hex
             into.mkdir()
+            started = time.monotonic()
             root, sizes = self._downloads.fetch(version, listing, into)
+            metrics.downloaded(sum(sizes.values()), time.monotonic() - started)
             os.rename(root, unfinished / _FILES)
             shutil.rmtree(into, ignore_errors=True)
         except PyFunQError as exc:

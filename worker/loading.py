@@ -19,6 +19,7 @@ from worker.memory import Growth
 from worker.model_envs import Environments
 from worker.own_process import Interpreter, ModelCrashed, OwnProcess
 from worker.quick import Predict, answers_by_name, prediction_of
+from worker.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,12 @@ class LoadedModel:
 class Loader:
     """Loads versions from the host's model files, and measures what memory they take."""
 
-    def __init__(self, store: ArtifactStore, environments: Environments | None = None) -> None:
+    def __init__(
+        self, store: ArtifactStore, environments: Environments | None = None, trust: Trust | None = None
+    ) -> None:
+        """Without `trust` every model's code may run."""
         self._store = store
+        self._trust = trust
         self._environments = environments
         self._growth = Growth()
 
@@ -70,7 +75,9 @@ class Loader:
         return self._store.open(version)
 
     def load(self, version: ModelVersion, files: ModelFiles) -> LoadedModel:
-        """The files are to be kept open as long as the model is in use. Raises as `load` does."""
+        """The files are to be kept open as long as the model is in use. Raises as `load` does, and ModelUntrusted."""
+        if self._trust is not None:
+            self._trust.check(version, files.path)
         with self._growth.during(files.size_bytes) as measured:
             model = load(version, files.path, self._environments)
         model.size_bytes = max(model.size_bytes, measured.bytes)

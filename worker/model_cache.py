@@ -11,6 +11,7 @@ from typing import Protocol
 
 from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotLoadable
+from worker import metrics
 from worker.artifacts import ModelFiles
 from worker.loading import LoadedModel
 
@@ -140,9 +141,11 @@ class ModelCache:
             model = self._load_files(version, self._loader.open(version))
         except ModelNotLoadable as exc:
             self._failures[version.identity] = _Failure(exc, time.monotonic() + self._failure_seconds)
+            metrics.not_loaded()
             raise
         self._failures.pop(version.identity, None)
         model.load_seconds = time.monotonic() - started
+        metrics.loaded(model.load_seconds)
         log.info("loaded %s (%d bytes) in %.2f s", version, model.size_bytes, model.load_seconds)
         return model
 
@@ -178,9 +181,11 @@ class ModelCache:
         while idle and (count > self._max_count or size_bytes > self._max_bytes):
             gone.append(self._models.pop(idle.pop(0)))
             count, size_bytes = count - 1, size_bytes - gone[-1].size_bytes
+        metrics.cached(sum(m.size_bytes for m in self._models.values()), len(self._models))
         return gone
 
     def _close(self, gone: list[LoadedModel]) -> None:
+        metrics.evicted(len(gone))
         for model in gone:
             log.info("dropped %s from memory", model.version)
             model.close()

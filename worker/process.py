@@ -28,6 +28,7 @@ from pyfunq.migrate import require_current
 from pyfunq.publishing import Publisher
 from pyfunq.settings import Settings
 from pyfunq.waiting import FINISHED_CHANNEL, announcement
+from worker import metrics
 from worker.artifacts import ArtifactStore
 from worker.draining import Drain
 from worker.heartbeat import Heartbeat
@@ -41,6 +42,7 @@ from worker.preparing import Preparer
 from worker.references import ReferenceReader
 from worker.registry import Registry
 from worker.serving import Serving
+from worker.trust import Trust
 from worker.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ class WorkerProcess:
         self.settings = settings
         self._queues = queues
         self._processes = processes
+        self._trust = Trust.of(settings)
         self.id: UUID = new_id()
         self.drain = drain or Drain()
         self.registry = Registry(settings.mlflow, fallback_latest=settings.fallback_latest)
@@ -89,6 +92,8 @@ class WorkerProcess:
         self.patiently(self._open_ledger, _STARTING_SECONDS)
         self._loop.run(self._open())
         self._beating = self._loop.start(self._beat())
+        telling = metrics.keep_telling(self.ledger, lambda: self.id, settings.heartbeat_seconds)
+        self._telling = self._loop.start(telling)
         self._watch = Watch(self, self.drain, max_memory_bytes=settings.max_memory_bytes)
         self._prepare_models(started_by)
 
@@ -96,7 +101,11 @@ class WorkerProcess:
         s = self.settings
         self.desk = ModelDesk(self, self.registry)
         self.models = ModelCache(
-            Loader(ArtifactStore(s.home / "models", s.mlflow, max_bytes=s.model_disk_bytes), self._environments()),
+            Loader(
+                ArtifactStore(s.home / "models", s.mlflow, max_bytes=s.model_disk_bytes),
+                self._environments(),
+                self._trust,
+            ),
             max_count=s.model_cache_count,
             max_bytes=s.model_cache_bytes or cache_share(self._processes),
             failure_seconds=s.load_failure_seconds,
@@ -131,6 +140,8 @@ class WorkerProcess:
         self.publisher.close()
         self.references.close()
         self._beating.cancel()
+        self._telling.cancel()
+        self._loop.run(metrics.tell(self.ledger, self.id, within_seconds=_CLOSING_SECONDS))
         with contextlib.suppress(LedgerUnavailable):
             self._loop.run(self.ledger.stop_beating(self.id))
         self._loop.run(self._close())
@@ -173,6 +184,7 @@ class WorkerProcess:
         """The jobs, and whether the page may have more."""
         s = self.settings
         jobs = self._loop.result(claim)
+        metrics.claimed(jobs)
         most_rows = min(s.batch_max_rows, jobs[0].max_rows or s.batch_max_rows) if jobs else 0
         is_full = len(jobs) >= s.batch_max_jobs or sum(job.rows for job in jobs) >= most_rows
         return jobs, is_full or sum(len(job.input) for job in jobs) >= s.batch_max_bytes
@@ -218,6 +230,7 @@ class WorkerProcess:
     def recorded(self, outcomes: Sequence[Outcome], recording: "Future[set[UUID]]") -> set[UUID]:
         """What was still this process's to write."""
         recorded = self._loop.result(recording)
+        metrics.completed(outcomes, recorded)
         self._let_go(o.job for o in outcomes)
         lost = [o.job for o in outcomes if o.job.id not in recorded]
         if lost:
@@ -235,6 +248,7 @@ class WorkerProcess:
         )
         self._let_go(jobs)
         if given_up:
+            metrics.ended([job for job in jobs if job.id in given_up], JobStatus.FAILED)
             log.warning("%d jobs failed, having waited for %g s", len(given_up), s.dependency_wait_seconds)
             self.run(self._announce(given_up))
 
@@ -249,6 +263,7 @@ class WorkerProcess:
         ends = self.patiently(lambda: self.ledger.crash(self.id, jobs, [new_id() for _ in jobs], how))
         self._let_go(jobs)
         dead = {job_id for job_id, end in ends.items() if end.status is JobStatus.DEAD}
+        metrics.ended([job for job in jobs if job.id in dead], JobStatus.DEAD)
         log.warning("%d jobs %s: %d are tried again, %d dead", len(jobs), how, len(ends) - len(dead), len(dead))
         again = [(job, ends[job.id]) for job in jobs if job.id in ends.keys() - dead]
         self._publish(
@@ -286,6 +301,7 @@ class WorkerProcess:
             self.give_back(innocent)
         if culprits:
             self.crash(culprits, str(reason))
+        self.run(metrics.tell(self.ledger, self.id, within_seconds=_CLOSING_SECONDS))
 
     def _let_go(self, jobs: Iterable[ClaimedJob]) -> None:
         for job in jobs:

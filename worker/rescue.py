@@ -15,6 +15,7 @@ from pyfunq.lanes import first_queue, line, queues_of
 from pyfunq.local import identity
 from pyfunq.publishing import Publisher
 from pyfunq.queue import oldest_waiting_page
+from worker import metrics
 from worker.process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,13 @@ def rescue(process: WorkerProcess, redis: Redis, publisher: Publisher) -> Rescue
     expired = process.run(process.ledger.expire())
     process.run(process.ledger.drop_old_keys(older_than_seconds=process.settings.idempotency_seconds))
     process.run(process.ledger.prune_models())
+    process.run(process.ledger.prune_metrics())
     pages = due_pages(process)
     pages += lost_pages(process, redis, first=True) + lost_pages(process, redis)
     if pages:
         publisher.publish_now(pages)
     done = Rescued(put_back, dead, len(expired), sum(page.jobs for page in pages))
+    metrics.rescued(expired=done.expired, published=done.published)
     if any((done.put_back, done.dead, done.expired, done.published)):
         log.warning("rescue: %s", done)
     return done
@@ -54,6 +57,7 @@ def rescue_crashed(process: WorkerProcess, publisher: Publisher) -> tuple[int, i
     put_back = [end.page_id for end in crashed.values() if end.status is JobStatus.QUEUED]
     if put_back:
         publisher.publish_now(process.run(process.ledger.repage(put_back, [new_id() for _ in put_back])))
+    metrics.rescued(put_back=len(put_back), dead=len(crashed) - len(put_back))
     return len(put_back), len(crashed) - len(put_back)
 
 

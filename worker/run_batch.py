@@ -1,6 +1,7 @@
 """Claimed jobs of one model as named steps: resolve, load, read, group, predict, and what each job's ending means."""
 
 import logging
+import time
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pyfunq.errors import InvalidInput, ModelDependencyUnavailable, ModelRaised,
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.input_roots import InputRoots
 from pyfunq.job import JobError, JobStatus
+from worker import metrics
 from worker.error_text import is_refusal, model_error_text
 from worker.frames import Input, build_frame, read_inputs, table_input
 from worker.loading import LoadedModel
@@ -236,8 +238,11 @@ def _predict_together(model: Model, group: Sequence[Ready]) -> list[Outcome | Se
 def _call(model: Model, group: Sequence[Ready], frame: Any) -> Any:
     jobs = [ready.job for ready in group]
     asked = orjson.loads(jobs[0].params) if jobs[0].params else None
+    started = time.monotonic()
     try:
-        return model.call(jobs, lambda: model.loaded.predict(frame, asked))
+        output = model.call(jobs, lambda: model.loaded.predict(frame, asked))
+        metrics.predicted(jobs, time.monotonic() - started)
+        return output
     except (TimedOut, Withdrawn, Drained):
         raise
     except Exception as exc:  # whatever the model's own code raises

@@ -1,4 +1,4 @@
-"""Upkeep: registry watch and rescue, begun by the beat, or by any worker process when the beat is silent."""
+"""Upkeep: registry watch and rescue, begun by the beat, or by any worker process when the beat is silent; webhooks."""
 
 import logging
 import threading
@@ -10,9 +10,11 @@ from redis.exceptions import RedisError
 
 from pyfunq.errors import PyFunQError, RegistryUnavailable
 from pyfunq.queue import TASK_REGISTRY_WATCH, TASK_RESCUE
+from worker import metrics
 from worker.process import WorkerProcess
 from worker.registry_watch import look, write
 from worker.rescue import ended_siblings, rescue, rescue_crashed
+from worker.webhooks import Courier
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,7 @@ _BEAT_SILENT_SECONDS = 5.0
 _WATCH_LATE_SECONDS = 1.0
 _AGAIN_SECONDS = 0.1
 _COMPLAIN_SECONDS = 60.0
+_WEBHOOKS_SECONDS = 1.0
 _COMPLAINT = "complaint of the registry"
 
 
@@ -29,11 +32,14 @@ def registry_watch(process: WorkerProcess) -> str:
     """Asks the registry what the model URIs in use mean now, and writes what changed."""
     asked_at = process.run(process.ledger.clock())
     known = process.run(process.ledger.resolutions())
+    started = time.monotonic()
     try:
         findings = look(process.registry, known, process.settings.confidence)
     except RegistryUnavailable as exc:
+        metrics.watched(time.monotonic() - started, answered=False)
         _complain(process, f"{exc}; the last resolutions stay")
         return "registry unavailable"
+    metrics.watched(time.monotonic() - started, answered=not findings.unanswered)
     process.run(write(process.ledger, findings, asked_at))
     if findings.unanswered:
         _complain(process, f"no answer about {len(findings.unanswered)} model URIs, which stay as they are")
@@ -61,19 +67,22 @@ class StandIn:
     """Threads of each worker process that do what the beat should have begun, and look after its siblings.
 
     A process that died without a word is noticed by the others of its host within about a second. The registry watch
-    has a thread of its own: while MLflow is away, it waits for that.
+    has a thread of its own: while MLflow is away, it waits for that. Webhooks that are due are delivered by
+    whoever comes first.
     """
 
     def __init__(self, process: WorkerProcess) -> None:
         self._process = process
         self._stop = threading.Event()
         self._looked_at_beat = time.monotonic()
+        self._courier = Courier(process.ledger, process.settings.webhook_rules)
         watch_seconds = process.settings.registry_watch_seconds + _WATCH_LATE_SECONDS
         self._threads = [
             threading.Thread(target=self._run, args=(name, work, pause), name=name, daemon=True)
             for name, work, pause in (
                 ("pyfunq-upkeep", self._look_after_siblings_and_beat, _SIBLINGS_SECONDS),
                 ("pyfunq-registry", self._watch_registry, watch_seconds),
+                ("pyfunq-webhooks", self._deliver_webhooks, _WEBHOOKS_SECONDS),
             )
         ]
         for thread in self._threads:
@@ -83,6 +92,7 @@ class StandIn:
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=5)
+        self._process.run(self._courier.close())
 
     def _run(self, name: str, work: Callable[[], float], pause: float) -> None:
         """`work` says after how many seconds it is to be done again."""
@@ -130,3 +140,7 @@ class StandIn:
             return _AGAIN_SECONDS
         log.debug("the registry watch is late; here: %s", registry_watch(self._process))
         return patience
+
+    def _deliver_webhooks(self) -> float:
+        self._process.run(self._courier.deliver_due())
+        return _WEBHOOKS_SECONDS

@@ -1,13 +1,13 @@
 -- name: submit
 -- Accepts jobs and their inputs: they are the ledger's from this statement's commit on.
 WITH kept AS (
-    INSERT INTO job_input (id, input, params) SELECT * FROM unnest($1::uuid[], $14::bytea[], $15::bytea[])
+    INSERT INTO job_input (id, input, params) SELECT * FROM unnest($1::uuid[], $15::bytea[], $16::bytea[])
 )
 INSERT INTO job (id, page_id, batch_id, batch_index, queue, model_uri, rows, max_attempts, retries, timeout_seconds,
-                 expires_at, input_format, input_bytes)
+                 expires_at, input_format, input_bytes, tenant_id)
 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::text[], $7::integer[],
                      $8::smallint[], $9::smallint[], $10::double precision[],
-                     $11::timestamptz[], $12::text[], $13::integer[])
+                     $11::timestamptz[], $12::text[], $13::integer[], $14::integer[])
 
 -- name: submit_alike
 -- Likewise, for jobs that differ in page, rows and input alone: an array for each column would cost more than all else.
@@ -16,24 +16,29 @@ WITH kept AS (
     SELECT id, input, $13::bytea FROM unnest($1::uuid[], $5::bytea[]) AS i (id, input)
 )
 INSERT INTO job (id, page_id, rows, input_bytes, queue, model_uri, max_attempts, retries, timeout_seconds, expires_at,
-                 input_format)
-SELECT n.*, $6::text, $7::text, $8::smallint, $9::smallint, $10::double precision, $11::timestamptz, $12::text
+                 input_format, tenant_id)
+SELECT n.*, $6::text, $7::text, $8::smallint, $9::smallint, $10::double precision, $11::timestamptz, $12::text,
+       $14::integer
 FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::integer[]) AS n (id, page_id, rows, input_bytes)
 
 -- name: submit_chunks
 -- Likewise, but for chunks of batches: one that is there already, or is being committed by another producer, is left out.
 WITH new AS (
     INSERT INTO job (id, page_id, batch_id, batch_index, queue, model_uri, rows, max_attempts, retries, timeout_seconds,
-                     expires_at, input_format, input_bytes)
+                     expires_at, input_format, input_bytes, tenant_id)
     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::text[], $7::integer[],
                          $8::smallint[], $9::smallint[], $10::double precision[],
-                         $11::timestamptz[], $12::text[], $13::integer[])
+                         $11::timestamptz[], $12::text[], $13::integer[], $14::integer[])
     ON CONFLICT (batch_id, batch_index) WHERE batch_id IS NOT NULL DO NOTHING
     RETURNING id
 )
 INSERT INTO job_input (id, input, params)
-SELECT i.* FROM unnest($1::uuid[], $14::bytea[], $15::bytea[]) AS i (id, input, params)
+SELECT i.* FROM unnest($1::uuid[], $15::bytea[], $16::bytea[]) AS i (id, input, params)
 WHERE i.id = ANY (ARRAY(SELECT id FROM new))
+
+-- name: note_jobs
+-- Keeps what callers want to find with their jobs ($1) again ($2).
+INSERT INTO job_note (id, metadata) SELECT * FROM unnest($1::uuid[], $2::text[])
 
 -- name: take_keys
 -- Makes idempotency keys ($1, each once) stand for new jobs, unless they stand for others and are younger than $4 seconds.
@@ -48,7 +53,12 @@ SELECT key, digest, job_id FROM idempotency
 WHERE key = ANY ($1::text[]) AND created_at > now() - make_interval(secs => $2)
 
 -- name: drop_old_keys
--- Forgets idempotency keys older than $1 seconds.
+-- Forgets idempotency keys of jobs and of batches older than $1 seconds.
+WITH of_batches AS (
+    DELETE FROM batch_key
+    WHERE key = ANY (ARRAY(SELECT key FROM batch_key WHERE created_at <= now() - make_interval(secs => $1)
+                           ORDER BY created_at LIMIT 10000 FOR UPDATE SKIP LOCKED))
+)
 DELETE FROM idempotency
 WHERE key = ANY (ARRAY(SELECT key FROM idempotency WHERE created_at <= now() - make_interval(secs => $1)
                        ORDER BY created_at LIMIT 10000 FOR UPDATE SKIP LOCKED))
@@ -123,6 +133,11 @@ SELECT r.model_uri, r.confidence, r.timeout_seconds, r.max_rows, r.queue, r.upda
        v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
 FROM resolution r JOIN model_version v ON v.id = r.version_id
 ORDER BY r.model_uri
+
+-- name: versions_named
+-- The versions of a model that were ever asked for, newest first.
+SELECT id, name, version, created_ms, source, run_id, experiment_id, signature FROM model_version
+WHERE name = $1 ORDER BY id DESC LIMIT $2
 
 -- name: add_version
 -- Makes a version known; a version that is known keeps its id and its signature.
@@ -326,6 +341,16 @@ FROM unnest($1::uuid[], $2::uuid[]) AS d (id, page_id)
 WHERE job.id = d.id AND job.status = 'dead'
 RETURNING job.page_id AS id, job.model_uri, job.queue, 1 AS jobs
 
+-- name: try_again
+-- Puts jobs ($1) back as if they were new that ended without success, each on a page ($2) of its own that the caller must
+-- publish; a deadline that they had is over.
+UPDATE job SET status = 'queued', crashes = 0, failures = 0, delayed_since = NULL, not_before = NULL,
+               page_id = d.page_id, finished_at = NULL, started_at = NULL, worker_id = NULL, expires_at = NULL,
+               terminate = false, error_code = NULL, error_message = NULL
+FROM unnest($1::uuid[], $2::uuid[]) AS d (id, page_id)
+WHERE job.id = d.id AND job.status IN ('failed', 'cancelled', 'expired', 'dead')
+RETURNING job.page_id AS id, job.model_uri, job.queue, 1 AS jobs
+
 -- name: purge_dead
 -- Deletes dead jobs that ended more than $1 seconds ago, with their inputs, and frees their idempotency keys.
 -- Keys are locked in the order in which submits lock them.
@@ -339,6 +364,10 @@ WITH doomed AS MATERIALIZED (
     DELETE FROM idempotency WHERE key = ANY (ARRAY(SELECT key FROM locked))
 ), emptied AS (
     DELETE FROM job_input WHERE id = ANY (ARRAY(SELECT id FROM doomed))
+), unnoted AS (
+    DELETE FROM job_note WHERE id = ANY (ARRAY(SELECT id FROM doomed))
+), untold AS (
+    DELETE FROM webhook WHERE job_id = ANY (ARRAY(SELECT id FROM doomed))
 )
 DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM doomed)) RETURNING id
 
@@ -354,10 +383,12 @@ SELECT j.id, j.status, j.model_uri, j.queue, j.rows, j.attempt, j.crashes, j.max
        j.timeout_seconds, j.created_at, j.started_at,
        j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
        v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
-       w.hostname || ':' || w.pid AS worker
+       w.hostname || ':' || w.pid AS worker, t.name AS tenant, n.metadata
 FROM job j
 LEFT JOIN model_version v ON v.id = j.version_id
 LEFT JOIN worker w ON w.id = j.worker_id
+LEFT JOIN tenant t ON t.id = j.tenant_id
+LEFT JOIN job_note n ON n.id = j.id
 WHERE j.id = ANY ($1::uuid[])
 
 -- name: list_jobs
@@ -366,18 +397,36 @@ SELECT j.id, j.status, j.model_uri, j.queue, j.rows, j.attempt, j.crashes, j.max
        j.timeout_seconds, j.created_at, j.started_at,
        j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
        v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
-       w.hostname || ':' || w.pid AS worker
+       w.hostname || ':' || w.pid AS worker, t.name AS tenant, n.metadata
 FROM job j
 LEFT JOIN model_version v ON v.id = j.version_id
 LEFT JOIN worker w ON w.id = j.worker_id
+LEFT JOIN tenant t ON t.id = j.tenant_id
+LEFT JOIN job_note n ON n.id = j.id
 WHERE ($1::text IS NULL OR j.status = $1) AND ($2::text IS NULL OR j.model_uri = $2)
   AND ($3::uuid IS NULL OR j.batch_id = $3) AND ($4::uuid IS NULL OR j.id < $4)
+  AND ($6::integer IS NULL OR j.tenant_id = $6)
 ORDER BY j.id DESC
 LIMIT $5
 
 -- name: get_results
 -- How jobs ended, with their results.
 SELECT id, status, result_format, result, error_code, error_message FROM job WHERE id = ANY ($1::uuid[])
+
+-- name: get_ended
+-- Jobs by id, with their results.
+SELECT j.id, j.status, j.model_uri, j.queue, j.rows, j.attempt, j.crashes, j.max_attempts, j.failures, j.retries,
+       j.timeout_seconds, j.created_at, j.started_at,
+       j.finished_at, j.expires_at, j.batch_id, j.error_code, j.error_message,
+       v.name AS model_name, v.version AS model_version, v.run_id, v.experiment_id,
+       w.hostname || ':' || w.pid AS worker, t.name AS tenant, n.metadata,
+       j.result_format, j.result
+FROM job j
+LEFT JOIN model_version v ON v.id = j.version_id
+LEFT JOIN worker w ON w.id = j.worker_id
+LEFT JOIN tenant t ON t.id = j.tenant_id
+LEFT JOIN job_note n ON n.id = j.id
+WHERE j.id = ANY ($1::uuid[])
 
 -- name: get_input
 -- A job's input as it was stored.
@@ -389,7 +438,7 @@ SELECT id FROM job WHERE id = ANY ($1::uuid[]) AND status NOT IN ('queued', 'run
 
 -- name: open_batch
 -- Begins a batch; its jobs follow.
-INSERT INTO batch (id, model_uri, source, cut) VALUES ($1, $2, $3, $4)
+INSERT INTO batch (id, model_uri, source, cut, tenant_id) VALUES ($1, $2, $3, $4, $5)
 
 -- name: close_batch
 -- All of a batch's jobs are committed.
@@ -415,16 +464,6 @@ UPDATE batch SET seen_at = now() WHERE id = $1 AND error_code IS NULL RETURNING 
 -- name: chunks_there
 -- Which chunks of a batch, from index $2 to $3, are committed.
 SELECT batch_index, rows FROM job WHERE batch_id = $1 AND batch_index BETWEEN $2 AND $3
-
--- name: get_batch
--- A batch, and for how long its producer was silent while Postgres could have heard it.
-SELECT id, model_uri, source, created_at, submitted_at, error_code, error_message, cut,
-       extract(epoch FROM now() - greatest(seen_at, pg_postmaster_start_time()))::double precision AS silent_seconds
-FROM batch WHERE id = $1
-
--- name: count_batch
--- A batch's jobs and rows by status.
-SELECT status, count(*) AS jobs, sum(rows) AS rows FROM job WHERE batch_id = $1 GROUP BY status
 
 -- name: batch_results
 -- A batch's results in input order, from an index ($2) on: of $3 jobs, fewer where they have more than $4 bytes. How many
@@ -534,3 +573,286 @@ FROM moved GROUP BY page_id
 -- Queued jobs by model and queue.
 SELECT model_uri, queue, count(*) AS jobs, min(created_at) AS oldest FROM job
 WHERE status = 'queued' GROUP BY model_uri, queue ORDER BY model_uri, queue
+
+-- name: add_key
+-- Makes an API key valid, and its tenant ($2) known.
+WITH made AS (
+    INSERT INTO tenant (name) VALUES ($2) ON CONFLICT (name) DO NOTHING RETURNING id, name
+), whose AS (
+    SELECT id, name FROM made UNION SELECT id, name FROM tenant WHERE name = $2
+), added AS (
+    INSERT INTO api_key (id, tenant_id, name, prefix, digest, scopes, models, per_second, max_queued_jobs, expires_at)
+    SELECT $1, id, $3, $4, $5, $6, $7, $8, $9, $10 FROM whose
+    RETURNING id, tenant_id, name, prefix, scopes, models, per_second, max_queued_jobs, created_at, expires_at,
+              revoked_at, used_at
+)
+SELECT added.*, whose.name AS tenant FROM added CROSS JOIN whose
+
+-- name: use_key
+-- The valid key with a digest ($1); once a minute it is noted that it was used.
+WITH used AS (
+    UPDATE api_key SET used_at = now()
+    WHERE digest = $1 AND (used_at IS NULL OR used_at < now() - interval '1 minute')
+)
+SELECT k.id, k.tenant_id, k.name, k.prefix, k.scopes, k.models, k.per_second, k.max_queued_jobs, k.created_at,
+       k.expires_at, k.revoked_at, k.used_at, t.name AS tenant
+FROM api_key k JOIN tenant t ON t.id = k.tenant_id
+WHERE k.digest = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+
+-- name: any_key
+-- Whether there ever was a key.
+SELECT 1 FROM api_key LIMIT 1
+
+-- name: list_keys
+-- Every key, by tenant and age.
+SELECT k.id, k.tenant_id, k.name, k.prefix, k.scopes, k.models, k.per_second, k.max_queued_jobs, k.created_at,
+       k.expires_at, k.revoked_at, k.used_at, t.name AS tenant
+FROM api_key k JOIN tenant t ON t.id = k.tenant_id
+ORDER BY t.name, k.created_at
+
+-- name: revoke_keys
+-- Ends the valid keys with this prefix, name or id ($1).
+WITH ended AS (
+    UPDATE api_key SET revoked_at = now()
+    WHERE revoked_at IS NULL AND (prefix = $1 OR name = $1 OR id::text = $1)
+    RETURNING id, tenant_id, name, prefix, scopes, models, per_second, max_queued_jobs, created_at, expires_at,
+              revoked_at, used_at
+)
+SELECT ended.*, t.name AS tenant FROM ended JOIN tenant t ON t.id = ended.tenant_id
+
+-- name: count_queued_of
+-- A tenant's ($1) queued jobs, of which no more than $2 are counted.
+SELECT count(*) FROM (SELECT FROM job WHERE tenant_id = $1 AND tenant_id <> 0 AND status = 'queued' LIMIT $2) AS counted
+
+-- name: tenant_of_batch
+-- Whose a batch is.
+SELECT tenant_id FROM batch WHERE id = $1
+
+-- name: get_batches
+-- Batches ($1); for how long their producers were silent while Postgres could have heard them.
+SELECT id, model_uri, source, created_at, submitted_at, error_code, error_message, cut,
+       extract(epoch FROM now() - greatest(seen_at, pg_postmaster_start_time()))::double precision AS silent_seconds
+FROM batch WHERE id = ANY ($1::uuid[])
+
+-- name: count_batches
+-- Jobs and rows of batches ($1) by status.
+SELECT batch_id, status, count(*) AS jobs, sum(rows) AS rows FROM job WHERE batch_id = ANY ($1::uuid[])
+GROUP BY batch_id, status
+
+-- name: list_batches
+-- The ids of batches, of a tenant ($1) or all, newest first, from a cursor ($2: the last id of the page before) on.
+SELECT id FROM batch
+WHERE ($1::integer IS NULL OR tenant_id = $1) AND ($2::uuid IS NULL OR id < $2)
+ORDER BY id DESC
+LIMIT $3
+
+-- name: batch_jobs
+-- How $3 of a batch's jobs are, without results, in input order from an index ($2) on.
+SELECT id, batch_index, rows, status, error_code, error_message FROM job
+WHERE batch_id = $1 AND batch_index >= $2
+ORDER BY batch_index
+LIMIT $3
+
+-- name: unfinished_in_batch
+-- The first of a batch's jobs that is not final.
+SELECT id FROM job WHERE batch_id = $1 AND status IN ('queued', 'running') ORDER BY batch_index LIMIT 1
+
+-- name: keep_custom_ids
+-- What the rows of a batch's ($1) chunks ($2) are called ($3).
+INSERT INTO batch_custom_ids (batch_id, batch_index, ids)
+SELECT $1, * FROM unnest($2::integer[], $3::bytea[])
+ON CONFLICT DO NOTHING
+
+-- name: custom_ids
+-- What the rows of a batch's chunks, from index $2 to $3, are called.
+SELECT batch_index, ids FROM batch_custom_ids WHERE batch_id = $1 AND batch_index BETWEEN $2 AND $3
+
+-- name: take_batch_key
+-- Makes an idempotency key ($1) stand for a new batch ($2), unless it stands for one that was submitted less than $3
+-- seconds ago, or whose producer was heard within the last $4.
+INSERT INTO batch_key AS old (key, batch_id) VALUES ($1, $2)
+ON CONFLICT (key) DO UPDATE SET batch_id = EXCLUDED.batch_id, digest = NULL, seen_at = now(), created_at = now()
+WHERE CASE WHEN EXISTS (SELECT FROM batch b WHERE b.id = old.batch_id AND b.submitted_at IS NOT NULL)
+           THEN old.created_at <= now() - make_interval(secs => $3)
+           ELSE old.seen_at <= now() - make_interval(secs => $4) END
+RETURNING key
+
+-- name: read_batch_key
+-- What an idempotency key stands for, and whether all of that batch is committed.
+SELECT k.batch_id, k.digest, b.submitted_at IS NOT NULL AS is_submitted
+FROM batch_key k LEFT JOIN batch b ON b.id = k.batch_id
+WHERE k.key = $1
+
+-- name: keep_batch_key
+-- Says that whoever submits a key's ($1) batch ($2) lives; $3: the request's digest, once it is known.
+UPDATE batch_key SET seen_at = now(), digest = coalesce($3, digest) WHERE key = $1 AND batch_id = $2 RETURNING key
+
+-- name: free_batch_key
+-- Nothing of a key's ($1) batch ($2) was accepted.
+DELETE FROM batch_key WHERE key = $1 AND batch_id = $2
+
+-- name: add_webhooks
+-- Notes whom to tell ($3) of jobs' ($1) ends, for their tenants ($2).
+WITH added AS (INSERT INTO webhook (job_id, tenant_id, url) SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[]))
+UPDATE job SET has_webhook = true WHERE id = ANY ($1::uuid[])
+
+-- name: claim_webhooks
+-- Takes webhooks that are due, at most $1 and of each tenant $2, none of the tenants $3: for $4 seconds they are this
+-- process's. From tenant to tenant by the index, so that one with many of them does not hide the others.
+WITH RECURSIVE owner (tenant_id) AS (
+    (SELECT tenant_id FROM webhook WHERE status = 'due' ORDER BY tenant_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT w.tenant_id FROM webhook w WHERE w.status = 'due' AND w.tenant_id > owner.tenant_id
+            ORDER BY w.tenant_id LIMIT 1)
+    FROM owner WHERE owner.tenant_id IS NOT NULL
+), due AS MATERIALIZED (
+    SELECT own.job_id
+    FROM (SELECT tenant_id FROM owner WHERE tenant_id <> ALL ($3::integer[]) ORDER BY random()) AS someone
+    CROSS JOIN LATERAL (
+        SELECT w.job_id FROM webhook w
+        WHERE w.tenant_id = someone.tenant_id AND w.status = 'due' AND w.next_at <= now()
+        ORDER BY w.next_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    ) AS own
+    LIMIT $1
+), taken AS (
+    UPDATE webhook SET attempts = attempts + 1, next_at = now() + make_interval(secs => $4)
+    WHERE job_id = ANY (ARRAY(SELECT job_id FROM due))
+    RETURNING job_id, tenant_id, url, event, ended_at, ends, attempts AS attempt
+)
+SELECT taken.*, s.secret, CASE WHEN s.rotated_at > now() - interval '1 day' THEN s.previous END AS previous
+FROM taken LEFT JOIN webhook_secret s USING (tenant_id)
+
+-- name: record_delivery
+-- Logs an attempt ($3) to tell of a job's ($1) end ($2), and what is to become of the webhook ($8; another try after $9
+-- seconds). An attempt that failed says nothing where another one was begun meanwhile.
+WITH logged AS (
+    INSERT INTO webhook_delivery (job_id, ends, attempt, event, status_code, error, seconds)
+    VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING
+)
+UPDATE webhook SET status = $8, next_at = CASE WHEN $8 = 'due' THEN now() + make_interval(secs => $9) END
+WHERE job_id = $1 AND ends = $2 AND status = 'due' AND ($8 = 'delivered' OR attempts = $3)
+
+-- name: disable_webhooks
+-- Tells a URL ($2) no more of what a tenant's ($1) jobs named it for until now.
+UPDATE webhook SET status = 'disabled', next_at = NULL
+WHERE tenant_id = $1 AND url = $2 AND status IN ('waiting', 'due')
+
+-- name: get_webhook
+-- Whom a job's end is told, and how far that is.
+SELECT url, status, event, attempts, next_at FROM webhook WHERE job_id = $1
+
+-- name: webhook_deliveries
+-- Attempts to tell of a job's ends, in their order.
+SELECT event, attempt, at, status_code, error, seconds FROM webhook_delivery WHERE job_id = $1 ORDER BY ends, attempt
+
+-- name: set_webhook_secret
+-- Gives a tenant ($1; null: callers without a key) a secret ($2); the one before it signs as well for a day.
+WITH made AS (
+    INSERT INTO tenant (name) SELECT $1 WHERE $1::text IS NOT NULL ON CONFLICT (name) DO NOTHING RETURNING id
+), whose AS (
+    SELECT id FROM made UNION SELECT id FROM tenant WHERE name = $1 UNION SELECT 0 WHERE $1 IS NULL
+)
+INSERT INTO webhook_secret (tenant_id, secret) SELECT id, $2 FROM whose
+ON CONFLICT (tenant_id) DO UPDATE SET previous = webhook_secret.secret, secret = EXCLUDED.secret, rotated_at = now()
+RETURNING previous IS NOT NULL AS rotated
+
+-- name: has_webhook_secret
+SELECT 1 FROM webhook_secret WHERE tenant_id = $1
+
+-- name: add_to_metrics
+-- Adds what a worker process counted to what all did, in its shard ($1).
+INSERT INTO metric_total (name, labels, shard, total, counts)
+SELECT name, labels, $1, total, counts::bigint[]
+FROM unnest($2::text[], $3::text[], $4::double precision[], $5::text[]) AS d (name, labels, total, counts)
+ORDER BY name, labels
+ON CONFLICT (name, labels, shard) DO UPDATE
+SET total = metric_total.total + EXCLUDED.total, seen_at = now(),
+    counts = (SELECT array_agg(coalesce(a, 0) + coalesce(b, 0) ORDER BY place)
+              FROM unnest(metric_total.counts, EXCLUDED.counts) WITH ORDINALITY AS both_ (a, b, place))
+
+-- name: metric_totals
+-- What all worker processes counted.
+SELECT name, labels, total, counts FROM metric_total
+
+-- name: name_metric_models
+-- Those of some model URIs ($1) that have a label of their own. While there are fewer than $2, what the registry has
+-- confirmed gets one: so nobody can use them up with names that are no models.
+WITH wanted AS (
+    SELECT model_uri, seen_at FROM resolution LEFT JOIN metric_model USING (model_uri) WHERE model_uri = ANY ($1::text[])
+), named AS (
+    INSERT INTO metric_model (model_uri)
+    SELECT model_uri FROM (
+        SELECT model_uri FROM wanted WHERE seen_at < now() - interval '1 hour'
+        UNION ALL
+        (SELECT model_uri FROM wanted WHERE seen_at IS NULL
+         LIMIT greatest(0, $2 - (SELECT count(*) FROM metric_model)))) AS due
+    ORDER BY model_uri
+    ON CONFLICT (model_uri) DO UPDATE SET seen_at = now()
+    RETURNING model_uri
+)
+SELECT model_uri FROM named UNION SELECT model_uri FROM metric_model WHERE model_uri = ANY ($1::text[])
+
+-- name: note_cache
+-- What a worker process ($1) has in its cache.
+UPDATE worker SET cache_bytes = $2, cache_models = $3 WHERE id = $1 RETURNING id
+
+-- name: prune_metrics
+-- Forgets what nobody counted for a week.
+WITH models AS (DELETE FROM metric_model WHERE seen_at < now() - interval '7 days')
+DELETE FROM metric_total WHERE seen_at < now() - interval '7 days'
+
+-- name: queue_state
+-- Queued jobs by queue and model, without those few whose process died; of at most $1 pairs, and of each no more than $2
+-- counted. From pair to pair the index is entered anew, so that a long one is not read to find the next.
+WITH RECURSIVE pair AS (
+    (SELECT queue, model_uri, created_at, 1 AS place FROM job
+     WHERE status = 'queued' AND crashes = 0 ORDER BY queue, model_uri, id LIMIT 1)
+    UNION ALL
+    SELECT after.queue, after.model_uri, after.created_at, pair.place + 1
+    FROM pair CROSS JOIN LATERAL (
+        SELECT queue, model_uri, created_at FROM job
+        WHERE status = 'queued' AND crashes = 0 AND (queue, model_uri) > (pair.queue, pair.model_uri)
+        ORDER BY queue, model_uri, id LIMIT 1
+    ) AS after
+    WHERE pair.place < $1
+)
+SELECT queue, model_uri, greatest(0, extract(epoch FROM now() - created_at))::double precision AS oldest_seconds,
+       (SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND crashes = 0 AND job.queue = pair.queue
+                              AND job.model_uri = pair.model_uri LIMIT $2) AS counted) AS jobs
+FROM pair
+
+-- name: count_states
+-- Running and dead jobs, of each no more than $1 counted.
+SELECT (SELECT count(*) FROM (SELECT FROM job WHERE status = 'running' LIMIT $1) AS r) AS running,
+       (SELECT count(*) FROM (SELECT FROM job WHERE status = 'dead' LIMIT $1) AS d) AS dead
+
+-- name: worker_state
+-- Worker processes that have not said that they ended: how many were heard within $1 seconds and what is in their caches,
+-- and of those heard within $2 seconds the oldest heartbeat.
+SELECT count(*) FILTER (WHERE is_fresh) AS processes,
+       max(seconds)::double precision AS heartbeat_age,
+       coalesce(sum(cache_bytes) FILTER (WHERE is_fresh), 0)::bigint AS cache_bytes,
+       coalesce(sum(cache_models) FILTER (WHERE is_fresh), 0)::bigint AS cache_models
+FROM (SELECT extract(epoch FROM now() - seen_at) AS seconds, seen_at > now() - make_interval(secs => $1) AS is_fresh,
+             cache_bytes, cache_models
+      FROM worker WHERE stopped_at IS NULL AND seen_at > now() - make_interval(secs => $2)) AS heard
+
+-- name: oldest_confirmation
+-- Seconds since the registry last confirmed what a registered model's URI stands for, the longest. Logged models and runs,
+-- which can only vanish, are looked at by turns.
+SELECT extract(epoch FROM now() - min(checked_at))::double precision AS seconds FROM resolution
+WHERE model_uri LIKE 'models:/%' AND model_uri !~ '^models:/m-[0-9a-f]{32}$'
+
+-- name: serving_state
+-- How many processes whose heartbeat is younger than $1 seconds serve a model URI with a version, and their memory with it.
+SELECT s.model_uri, v.version, count(*) AS processes, sum(s.size_bytes)::bigint AS size_bytes
+FROM serving s JOIN worker w ON w.id = s.worker_id JOIN model_version v ON v.id = s.version_id
+WHERE w.stopped_at IS NULL AND w.seen_at > now() - make_interval(secs => $1)
+GROUP BY s.model_uri, v.version
+
+-- name: failing_loads
+-- By model URI, the versions that a process failed to load within $1 seconds and has not loaded since.
+SELECT f.model_uri, count(DISTINCT f.version_id) AS versions
+FROM load_failure f JOIN worker w ON w.id = f.worker_id
+WHERE f.failed_at > now() - make_interval(secs => $1) AND (f.reason IS NOT NULL OR w.stopped_at IS NOT NULL)
+GROUP BY f.model_uri

@@ -59,7 +59,7 @@ async def test_no_hot_statement_reads_more_than_it_needs(database_url: str) -> N
         finished = ("running", "succeeded", 1, "json", done, [1] * 64, [b"[]"] * 64)
         assert await read("finish_alike", worker, *finished) <= 300
         assert await read("get_results", done) <= 100
-        assert await read("get_jobs", done) <= 100
+        assert await read("get_jobs", done) <= 200
         assert await read("final_among", done) <= 100
         assert await read("withdrawn", [waiting]) <= 20
         assert await read("get_input", waiting) <= 20

@@ -36,13 +36,13 @@ def example_variables(*, commented: bool) -> dict[str, str]:
 
 
 def test_the_services_are_the_ones_that_the_design_names() -> None:
-    assert set(SERVICES) == {"postgres", "redis", "mlflow", "migrate", "worker", "beat", "flower"}
-    assert OURS == ["beat", "flower", "migrate", "mlflow", "worker"]
+    assert set(SERVICES) == {"postgres", "redis", "mlflow", "migrate", "worker", "beat", "flower", "api"}
+    assert OURS == ["api", "beat", "flower", "migrate", "mlflow", "worker"]
 
 
 def test_nothing_is_published_beyond_loopback() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert len(ports) == 4
+    assert len(ports) == 5
     assert all(re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+", port) for port in ports)
     assert not any("network_mode" in service or service.get("privileged") for service in SERVICES.values())
 
@@ -68,7 +68,7 @@ def test_a_long_running_service_restarts_and_tells_its_health(name: str) -> None
 
 def test_programs_start_after_the_migration_and_their_servers() -> None:
     assert SERVICES["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-    for name in ("worker", "beat"):
+    for name in ("worker", "beat", "api"):
         waits = SERVICES[name]["depends_on"]
         assert waits["migrate"] == {"condition": "service_completed_successfully"}
         assert waits["redis"] == {"condition": "service_healthy"}
@@ -79,6 +79,11 @@ def test_a_worker_is_given_longer_to_stop_than_it_drains() -> None:
     assert seconds(SERVICES["worker"]["stop_grace_period"]) >= drain + 5
     assert "PYFUNQ_DRAIN_SECONDS" not in SERVICES["worker"]["environment"]
     assert "REMAP_SIGTERM" not in DOCKERFILE, "SIGTERM is what drains"
+
+
+def test_the_api_takes_nobody_without_a_key() -> None:
+    assert SERVICES["api"]["environment"]["PYFUNQ_API_REQUIRE_KEY"] == "true"
+    assert ".[worker,api]" in DOCKERFILE
 
 
 def test_redis_keeps_what_it_was_given() -> None:

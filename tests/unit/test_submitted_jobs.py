@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pyfunq.client import SubmittedJobs
 from pyfunq.entries import NewJob
 from pyfunq.ids import id_time, new_id
 from pyfunq.inputs import EncodedInput
 from pyfunq.job import Job, JobStatus
+from pyfunq.submitted import SubmittedJobs
 
 SOON = datetime(2030, 1, 1, tzinfo=UTC)
 

@@ -1,23 +1,32 @@
-"""What a caller may ask of a job's life: deadline, time limit, retries, idempotency key; checked."""
+"""What a caller may ask of a job beside its prediction: deadline, time limit, retries, idempotency key; checked."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from pyfunq.errors import InvalidInput
+from pyfunq.inputs import encode_params
 
 _MOST_RETRIES = 20
 _LONGEST_TIMEOUT_SECONDS = 7 * 86_400.0
 _LONGEST_EXPIRY_SECONDS = 3650 * 86_400.0
+_MOST_METADATA_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class JobLimits:
-    """What a caller may ask of a job's life, checked."""
+class JobOptions:
+    """What a caller may ask of a job beside its prediction, checked, and whose job it is."""
 
     expires_at: datetime | None
     timeout_seconds: float | None
     retries: int
     idempotency_key: str | None
+    metadata: str | None = None
+    tenant_id: int = 0
+    tenant: str | None = None
+    webhook: str | None = None
+    """The URL that is told of its end; whoever sets it has checked it (`webhook_urls`)."""
 
     @classmethod
     def of(
@@ -26,7 +35,8 @@ class JobLimits:
         timeout: float | timedelta | None,
         retries: int,
         idempotency_key: str | None = None,
-    ) -> "JobLimits":
+        metadata: Mapping[str, Any] | None = None,
+    ) -> "JobOptions":
         """Raises InvalidInput."""
         if not isinstance(retries, int) or not 0 <= retries <= _MOST_RETRIES:
             raise InvalidInput(f"retries is a whole number from 0 to {_MOST_RETRIES}", field="retries")
@@ -34,7 +44,17 @@ class JobLimits:
             raise InvalidInput("an idempotency key has 1 to 255 printable characters", field="idempotency_key")
         seconds = _seconds("expires_in", expires_in, _LONGEST_EXPIRY_SECONDS)
         expires_at = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
-        return cls(expires_at, _seconds("timeout", timeout, _LONGEST_TIMEOUT_SECONDS), retries, idempotency_key)
+        timeout_seconds = _seconds("timeout", timeout, _LONGEST_TIMEOUT_SECONDS)
+        return cls(expires_at, timeout_seconds, retries, idempotency_key, _encoded_metadata(metadata))
+
+
+def _encoded_metadata(metadata: Mapping[str, Any] | None) -> str | None:
+    if metadata is None:
+        return None
+    encoded = encode_params(metadata, name="metadata") or b"{}"
+    if len(encoded) > _MOST_METADATA_BYTES:
+        raise InvalidInput(f"metadata has {len(encoded):,} bytes, at most {_MOST_METADATA_BYTES:,}", field="metadata")
+    return encoded.decode()
 
 
 def _is_key(key: object) -> bool:

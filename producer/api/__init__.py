@@ -1,0 +1,1 @@
+"""The HTTP API: jobs, batches and models for programs in any language."""

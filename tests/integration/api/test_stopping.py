@@ -1,0 +1,49 @@
+"""A server that is told to stop: what only waits is answered with what is known by then, and nothing holds it up."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from pyfunq.settings import Settings
+from tests.integration.api.conftest import ApiServer
+from tests.integration.conftest import SETOSA, split
+
+JOB = {"model": "models:/iris/1", **split(SETOSA)}
+IN_PROGRESS = "pyfunq_http_requests_in_progress"
+
+
+async def test_what_waits_is_answered_when_the_server_stops(
+    settings: Settings, iris_model: str, eventually: Callable[..., Any]
+) -> None:
+    server = ApiServer(settings)
+    url = await asyncio.to_thread(server.__enter__)
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        job = (await http.post("/v1/jobs", json=JOB)).json()["id"]
+        waiting = [
+            asyncio.ensure_future(request)
+            for request in (
+                http.post("/v1/jobs", json=JOB, headers={"Prefer": "wait=60"}),
+                http.get(f"/v1/jobs/{job}?wait=60"),
+                http.get(f"/v1/jobs/{job}/result?wait=60"),
+                http.post("/v1/jobs/final?wait=60", json={"ids": [job]}),
+                http.post("/invocations?model=models:/iris/1", json=split(SETOSA)),
+                http.get(f"/v1/jobs/{job}/events"),
+            )
+        ]
+
+        async def all_wait() -> bool:
+            return f"{IN_PROGRESS} {len(waiting) + 1}.0" in (await http.get("/metrics")).text
+
+        await eventually("all of them wait", all_wait)
+        begun = time.monotonic()
+        await asyncio.to_thread(server.__exit__)
+        assert time.monotonic() - begun < 5
+        answers = await asyncio.gather(*waiting)
+    assert [answer.status_code for answer in answers] == [202, 200, 202, 200, 504, 200]
+    assert answers[0].json()["status"] == answers[1].json()["status"] == "queued"
+    assert answers[3].json() == {"data": []}
+    assert answers[4].headers["location"].startswith("/v1/jobs/")
+    assert b"event: status" in answers[5].content
