@@ -34,6 +34,7 @@ IN_FLIGHT = 256
 _GATHER_SECONDS = 0.01
 _FETCHED_AT_ONCE = 16
 _WATCHED_AT_ONCE = 5_000
+_STOP_SECONDS = 10.0
 _TURN_SECONDS = 20.0
 _TURN_SECONDS_OF_SEVERAL = 1.0
 
@@ -204,6 +205,8 @@ class _Ahead:
         self._changed = asyncio.Condition()
         self._failure: Exception | None = None
         self._ended = False
+        self._submitting: asyncio.Future[Sequence[Job]] | None = None
+        """Under way, or done and not in the window yet."""
 
     async def results(self, timeout: float | None) -> AsyncGenerator[Any, None]:  # noqa: ASYNC109
         pump = asyncio.create_task(self._pump())
@@ -234,6 +237,7 @@ class _Ahead:
                 async with self._changed:
                     for job, one in zip(jobs, part, strict=True):
                         self._window.append((job, _index_of(one), asyncio.create_task(self._fetch(job))))
+                    self._submitting = None
                     self._changed.notify_all()
                 del part  # what is not needed is not held while the next is waited for
         except Exception as exc:  # it belongs to whoever takes the results, after those of what went before
@@ -249,8 +253,9 @@ class _Ahead:
 
     async def _submit_when_there_is_room(self, part: list[Any]) -> Sequence[Job]:
         while True:
+            self._submitting = asyncio.ensure_future(self._submit(part))
             try:
-                return await self._submit(part)
+                return await asyncio.shield(self._submitting)
             except BacklogFull as exc:
                 await asyncio.sleep(exc.retry_after_seconds)
 
@@ -264,9 +269,19 @@ class _Ahead:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        unneeded.extend(await self._submitted_last())
         if unneeded:
             with suppress(PyFunQError):
                 await self._client._cancel_all(unneeded)
+
+    async def _submitted_last(self) -> list[UUID]:
+        """What was being submitted when this stopped: it may be committed all the same."""
+        if self._submitting is None:
+            return []
+        try:
+            return [job.id for job in await asyncio.wait_for(self._submitting, _STOP_SECONDS)]
+        except (PyFunQError, TimeoutError):
+            return []
 
 
 def _index_of(one: Any) -> "pd.Index[Any] | None":
