@@ -1,6 +1,6 @@
 """The API's composition root: settings in, an ASGI app out."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import orjson
@@ -38,8 +38,8 @@ from pyfunq.errors import LedgerUnavailable
 from pyfunq.settings import Settings
 
 
-def make_app(settings: Settings) -> FastAPI:
-    """Needs Postgres and Redis when it starts, not before."""
+def make_app(settings: Settings, ready: Callable[[], object] = lambda: None) -> FastAPI:
+    """Needs Postgres and Redis when it starts, not before; `ready` is called when it has."""
 
     counted = ApiMetrics()
 
@@ -52,6 +52,7 @@ def make_app(settings: Settings) -> FastAPI:
                 callers = Callers(service.keys, key_needed=settings.api_require_key)
                 ledger_metrics = LedgerMetrics(service.metrics, stale_seconds=settings.stale_seconds)
                 app.state.pyfunq = State(settings, service, callers, rates, uploads, counted, ledger_metrics)
+                ready()
                 yield
                 await ledger_metrics.close()
 

@@ -1,6 +1,7 @@
 """The API under uvicorn: one process, or several that share a socket."""
 
 import asyncio
+import gc
 import sys
 from typing import Any
 
@@ -49,7 +50,8 @@ def run(settings: Settings, host: str, port: int, processes: int = 1) -> None:
     if processes > 1:
         _run_several(settings, host, port, processes)
         return
-    server = uvicorn.Server(ServerConfig(make_app(settings), settings, host=host, port=port, log_level="info"))
+    app = make_app(settings, _keep_what_is_there)
+    server = uvicorn.Server(ServerConfig(app, settings, host=host, port=port, log_level="info"))
     server.run()
     if not server.started:
         sys.exit(STARTUP_FAILURE)
@@ -63,7 +65,13 @@ def _run_several(settings: Settings, host: str, port: int, processes: int) -> No
 
 def app_of_environment() -> FastAPI:
     """For each of several processes: they begin anew, with the same environment."""
-    return make_app(load_settings())
+    return make_app(load_settings(), _keep_what_is_there)
+
+
+def _keep_what_is_there() -> None:
+    """The garbage collector need not look at it again and again while callers wait."""
+    gc.collect()
+    gc.freeze()
 
 
 async def check_open(settings: Settings, host: str) -> None:

@@ -122,8 +122,10 @@ def _make_it_real(case: Any, api: Api, choice: random.Random) -> None:
         "name": ["iris"],
         "version": ["1", "99", "Production"],
     }
+    if case.path.endswith("/events"):  # those of others never end
+        real |= {"job_id": api.job_ids[:2], "batch_id": api.batch_ids[:1]}
     for name, values in real.items():
-        if name in path and choice.random() < 0.7:
+        if name in path and (choice.random() < 0.7 or case.path.endswith("/events")):
             path[name] = choice.choice(values)
     if "wait" in query:
         query["wait"] = choice.choice([0, 0.01, -1, "soon"])
