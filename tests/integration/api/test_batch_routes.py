@@ -428,14 +428,14 @@ def million_rows(path: Path, kind: str, rows: int = 1_000_000) -> Path:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("kind", [PARQUET, NDJSON, STREAM])
 def test_a_million_rows_go_in_below_300_mb(
-    api_process: tuple[str, int], database_url: str, tmp_path: Path, kind: str
+    api_process: tuple[str, int], database_url: str, tmp_path: Path, moody_model: str, kind: str
 ) -> None:
     url, pid = api_process
     path = million_rows(tmp_path / "body", kind)
     with path.open("rb") as body, httpx.Client(base_url=url, timeout=400) as http:
         answer = http.post(
             "/v1/batches",
-            params={"model": "models:/any/1"},
+            params={"model": moody_model},
             content=iter(lambda: body.read(1 << 16), b""),
             headers={"Content-Type": kind},
         )
