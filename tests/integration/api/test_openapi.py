@@ -67,10 +67,11 @@ async def api(settings: Settings, workers: Workers, iris_model: str, moody_model
         yield Api(url, ids, batch_ids)
 
 
-@pytest.mark.parametrize("cases", [2, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("cases", [2, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 async def test_whatever_is_sent_the_answer_is_documented(api: Api, cases: int) -> None:
     count = await asyncio.to_thread(_try_all, api, cases)
-    assert count > 100
+    print(f"{count:,} requests")
+    assert count > 40 * cases
 
 
 def _try_all(api: Api, cases: int) -> int:
@@ -122,8 +123,8 @@ def _make_it_real(case: Any, api: Api, choice: random.Random) -> None:
         "name": ["iris"],
         "version": ["1", "99", "Production"],
     }
-    if case.path.endswith("/events"):  # those of others never end
-        real |= {"job_id": api.job_ids[:2], "batch_id": api.batch_ids[:1]}
+    if case.path.endswith("/events"):  # those of others never end; one that failed may have been tried again
+        real |= {"job_id": api.job_ids[:1], "batch_id": api.batch_ids[:1]}
     for name, values in real.items():
         if name in path and (choice.random() < 0.7 or case.path.endswith("/events")):
             path[name] = choice.choice(values)
