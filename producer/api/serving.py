@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import signal
 import sys
 from typing import Any
 
@@ -50,6 +51,9 @@ def run(settings: Settings, host: str, port: int, processes: int = 1) -> None:
     if processes > 1:
         _run_several(settings, host, port, processes)
         return
+    # uvicorn raises the signal again that it has obeyed; who was told to stop, and did, has not failed.
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, lambda *_: sys.exit(0))
     app = make_app(settings, _keep_what_is_there)
     server = uvicorn.Server(ServerConfig(app, settings, host=host, port=port, log_level="info"))
     server.run()
