@@ -108,15 +108,16 @@ class Submitter:
                     committed.set_exception(exc)
             return
         reach(FaultPoint.BEFORE_PUBLISH)
-        for jobs, committed in groups:
-            if not committed.done():
-                _tell(jobs, others, committed)
         if others:
             pages = _without(pages, placed, others)
-        self.accepted(pages)
+        # Begun before the callers go on: a worker need not wait until all of them have had their turn.
         task = asyncio.create_task(self.publish(pages))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
+        self.accepted(pages)
+        for jobs, committed in groups:
+            if not committed.done():
+                _tell(jobs, others, committed)
 
     async def _commit(self, placed: Sequence[tuple[UUID, NewJob]]) -> dict[UUID, UUID | None]:
         """Raises LedgerUnavailable when surely nothing was committed, AcceptanceUnknown when nobody can say."""
