@@ -24,6 +24,7 @@ from pyfunq.queue import CONTROL_QUEUE, TASK_REGISTRY_WATCH, TASK_RESCUE, make_a
 from worker.draining import Drain, exit_after
 from worker.pool import ReplacingPool
 from worker.tasks import register
+from worker.warning_filters import keep_few
 
 # Read by MLflow when it first asks a server; its own defaults block a call for minutes when the server is away.
 _MLFLOW_ENVIRONMENT = {
@@ -117,12 +118,14 @@ def _import_before_fork(**_: Any) -> None:
 
 @worker_process_init.connect
 def _start_process(**_: Any) -> None:
+    keep_few()
     _holder.get()
 
 
 @worker_ready.connect
 def _start_here(sender: Any, **_: Any) -> None:
     if not isinstance(sender.pool, ReplacingPool):  # threads: this process predicts itself
+        keep_few()
         _holder.get()
 
 

@@ -51,6 +51,7 @@ class Model:
     def __init__(self, path: str, quick: bool) -> None:
         import mlflow.pyfunc
 
+        beside("warning_filters").keep_few()
         self._model = mlflow.pyfunc.load_model(path, suppress_warnings=True)
         self._predict = beside("quick").prediction_of(self._model) if quick else self._whole
         self.predict_proba = self._scores()

@@ -85,6 +85,15 @@ class Moods(PythonModel):
         return [os.getpid()] * len(model_input)
 
 
+class Filters(PythonModel):
+    """How many warning filters its process has."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+        import warnings
+
+        return [len(warnings.filters)] * len(model_input)
+
+
 @pytest.fixture(scope="session")
 def ships(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Registers a model that ships files: `ships(name, model, {path: text})`; returns the version's URI."""
@@ -370,3 +379,15 @@ def test_a_process_that_ends_while_it_loads_is_a_model_that_cannot_be_loaded(
     with pytest.raises(ModelNotLoadable, match=r"cannot be loaded: the model's process ended \(exit code 7\)"):
         load(*files(ships("ending", Shipped(), {"pricing.py": "import os\nos._exit(7)\n"})))
     assert not children()
+
+
+def test_whoever_predicts_keeps_few_warning_filters(
+    settings: Settings, tmp_path: Path, ships: Callable[..., str]
+) -> None:
+    """A forest sets them all again for each of its trees."""
+    worker = start_worker(settings, tmp_path / "worker.log", processes=1)
+    here, alone = ships("filters", Filters(), {"data/any.txt": ""}), ships("filters", Filters(), {"shipped.py": ""})
+    with Client(settings) as client:
+        found = [client.result(client.submit(uri, split([1.0], columns=["x"])), timeout=60) for uri in (here, alone)]
+    worker.stop()
+    assert found == [[1], [1]]
