@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import PyFuncModel, PythonModel
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from sklearn.ensemble import VotingRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import all_estimators
 
 from pyfunq.entries import ClaimedJob, ModelTags, ModelVersion
 from pyfunq.ids import new_id
 from worker.frames import build_frame
 from worker.loading import LoadedModel
-from worker.quick import prediction_of
+from worker.quick import _BY_NUMBERS, prediction_of
 from worker.run_batch import Model, predict
 
 WIDE = Schema([ColSpec("double", f"x{n}") for n in range(7)])
@@ -137,6 +139,100 @@ def test_of_mixed_numbers_the_prediction_is_mlflows(
     asked.clear()
     assert_same_bits(prediction_of(mixed)(split(MIXED, rows), None), expected)
     assert asked == []
+
+
+_NOT_TRIED = {
+    *("MultiTaskElasticNet", "MultiTaskElasticNetCV", "MultiTaskLasso", "MultiTaskLassoCV"),  # of several outputs
+    *("PassiveAggressiveClassifier", "PassiveAggressiveRegressor"),  # they warn that they will be gone
+    "OrthogonalMatchingPursuitCV",  # wants more columns
+}
+_OF_NUMBERS = [
+    (name, kind)
+    for name, kind in all_estimators(["classifier", "regressor"])
+    if kind.__module__.startswith(_BY_NUMBERS) and name not in _NOT_TRIED
+]
+
+
+def fitted(kind: Any, x: Any) -> Any:
+    values = np.asarray(x)
+    target = np.digitize(values[:, :3].sum(axis=1), [6, 9]) + 1
+    estimator = kind()
+    settable = estimator.get_params()
+    few = {"n_estimators": 5, "max_iter": 300, "random_state": 1}
+    estimator.set_params(**{name: value for name, value in few.items() if name in settable})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return estimator.fit(x, target)
+
+
+@pytest.mark.parametrize(("name", "kind"), _OF_NUMBERS, ids=[name for name, _ in _OF_NUMBERS])
+def test_estimators_that_are_given_an_array_predict_of_it_what_they_predict_of_the_frame(
+    name: str, kind: Any, saved: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positive = some(WIDE).abs()  # some naive Bayes classifiers take no other numbers
+    model = saved(fitted(kind, positive), ModelSignature(WIDE))
+    draw = np.random.default_rng(3)
+    noise = 0.0 if name == "CategoricalNB" else 0.9
+    sizes = [(rows, 7) for rows in (1, 2, 3, 64, 257)]
+    frames = [split(WIDE, (draw.integers(0, 4, size) + noise * draw.random(size)).tolist()) for size in sizes]
+    given: list[type] = []
+    expected = [model.predict(frame) for frame in frames]
+    of_kind = kind.predict
+    monkeypatch.setattr(kind, "predict", lambda self, x: given.append(type(x)) or of_kind(self, x))
+    predict = prediction_of(model)
+    for frame, right in zip(frames, expected, strict=True):
+        assert_same_bits(predict(frame, None), right)
+    assert set(given) == {np.ndarray}
+
+
+def test_the_model_keeps_the_names_that_it_learned(plain: PyFuncModel) -> None:
+    prediction_of(plain)(split(TWO, [[1.0, 2.0]]), None)
+    assert list(plain.get_raw_model().feature_names_in_) == ["a", "b"]
+
+
+def test_an_estimator_that_learned_other_names_than_the_signature_has_says_so(saved: Save) -> None:
+    model = saved(LinearRegression().fit(some(TWO)[["b", "a"]], range(40)), ModelSignature(TWO))
+    frame = split(TWO, [[1.0, 2.0]])
+    with pytest.raises(ValueError, match="feature names should match"):
+        prediction_of(model)(frame, None)
+
+
+def test_an_estimator_that_learned_without_names_is_not_told_any(saved: Save) -> None:
+    x = some(TWO)
+    model = saved(LinearRegression().fit(x.to_numpy(), x["a"]), ModelSignature(TWO))
+    frame = split(TWO, [[1.0, 2.0]])
+    with pytest.warns(UserWarning, match="fitted without feature names"):
+        expected = model.predict(frame)
+    assert_same_bits(prediction_of(model)(frame, None), expected)
+
+
+class Own(LinearRegression):
+    """A class that is not scikit-learn's may look at more than the numbers."""
+
+    def predict(self, X: Any) -> Any:
+        return np.array([len(X.columns)] * len(X), dtype=float)
+
+
+@pytest.mark.parametrize(
+    "kind", [Own, lambda: VotingRegressor([("one", LinearRegression())])], ids=["own", "of others"]
+)
+def test_other_estimators_get_the_frame(saved: Save, kind: Callable[[], Any]) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    x = some(TWO)
+    model = saved(kind().fit(x, x["a"]), ModelSignature(TWO))
+    frame = split(TWO, [[1.0, 2.0], [3.0, 4.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same_bits(prediction_of(model)(frame, None), model.predict(frame))
+
+
+def test_what_the_estimator_refuses_is_refused_in_the_same_words(plain: PyFuncModel) -> None:
+    frame = split(TWO, [[1.0, 2.0], [None, 4.0]])
+    with pytest.raises(ValueError, match="contains NaN") as expected:
+        plain.predict(frame)
+    with pytest.raises(ValueError, match="contains NaN") as found:
+        prediction_of(plain)(frame, None)
+    assert str(found.value) == str(expected.value)
 
 
 def other_order(frame: pd.DataFrame) -> Any:
