@@ -25,7 +25,7 @@ from pyfunq.admission import Admission
 from pyfunq.ahead import IN_FLIGHT, AsyncAhead
 from pyfunq.batches import AsyncBatches, batch_id_of, valid_lane
 from pyfunq.client_settings import asks_for_http, settings_of
-from pyfunq.entries import NewJob, StoredResult, request_digest
+from pyfunq.entries import NewJob, request_digest
 from pyfunq.errors import BacklogFull, InvalidInput, UnknownJob, WaitTimeout
 from pyfunq.gathered import Gathered
 from pyfunq.ids import new_id
@@ -165,7 +165,10 @@ class AsyncClient(AsyncBatches, AsyncAhead):
     async def _submit(
         self, model: str, inputs: Any, params: Mapping[str, Any] | None, lane: Lane, options: JobOptions
     ) -> Job:
-        (new,) = await self._new_jobs(model, [inputs], params, lane, options)
+        model_uri, signature = await self._model(model)
+        encoded = await self._work([inputs], lambda: self._encode(inputs, params, signature, lane))
+        queue = await self._recent_queue(self._line(lane, model_uri), model_uri)
+        new = self._new_job(model_uri, encoded, queue, options)
         if new.idempotency_key:
             digest = partial(request_digest, new.model_uri, lane, inputs, params, new.input)
             new = new._replace(request=await self._work(inputs, digest))
@@ -215,23 +218,23 @@ class AsyncClient(AsyncBatches, AsyncAhead):
         model_uri, signature = await self._model(model)
         encoded = await self._work(inputs, lambda: self._encode_all(inputs, params, signature, lane))
         queue = await self._recent_queue(self._line(lane, model_uri), model_uri) if encoded else lane
-        return [
-            NewJob(
-                id=new_id(),
-                model_uri=model_uri,
-                input=one,
-                queue=queue,
-                max_attempts=self._settings.max_attempts,
-                expires_at=options.expires_at,
-                timeout_seconds=options.timeout_seconds,
-                retries=options.retries,
-                idempotency_key=options.idempotency_key,
-                tenant_id=options.tenant_id,
-                metadata=options.metadata,
-                webhook=options.webhook,
-            )
-            for one in encoded
-        ]
+        return [self._new_job(model_uri, one, queue, options) for one in encoded]
+
+    def _new_job(self, model_uri: str, encoded: EncodedInput, queue: str, options: JobOptions) -> NewJob:
+        return NewJob(
+            id=new_id(),
+            model_uri=model_uri,
+            input=encoded,
+            queue=queue,
+            max_attempts=self._settings.max_attempts,
+            expires_at=options.expires_at,
+            timeout_seconds=options.timeout_seconds,
+            retries=options.retries,
+            idempotency_key=options.idempotency_key,
+            tenant_id=options.tenant_id,
+            metadata=options.metadata,
+            webhook=options.webhook,
+        )
 
     def _line(self, lane: Lane, model_uri: str) -> str:
         return line(lane, self._signatures.queue(model_uri))
@@ -247,7 +250,10 @@ class AsyncClient(AsyncBatches, AsyncAhead):
     async def get(self, job: Job | UUID | str) -> Job:
         """The job as it is now. Raises UnknownJob."""
         job_id = job_id_of(job)
-        found = await self._jobs.get(job_id)
+        return self._known(job_id, await self._jobs.get(job_id))
+
+    @staticmethod
+    def _known(job_id: UUID, found: R | None) -> R:
         if found is None:
             raise UnknownJob(f"there is no job {job_id}")
         return found
@@ -277,15 +283,20 @@ class AsyncClient(AsyncBatches, AsyncAhead):
             now = await self.get(job_id)
             if now.is_final:
                 return now
-        await self._final(job_id, timeout)
-        return await self.get(job_id)
+        return self._known(job_id, await self._when_final(job_id, timeout, self._jobs.ask_for))
 
-    async def _final(self, job_id: UUID, timeout: float | None) -> None:  # noqa: ASYNC109
+    async def _when_final(
+        self,
+        job_id: UUID,
+        timeout: float | None,  # noqa: ASYNC109
+        ask: Callable[[UUID, "asyncio.Future[R]"], None],
+    ) -> R:
+        """What is asked in the moment in which the job is final. Raises WaitTimeout."""
         if timeout is None:
-            return await self._finished.wait(job_id)
+            return await self._finished.then(job_id, ask)
         try:
             async with asyncio.timeout(timeout):
-                await self._finished.wait(job_id)
+                return await self._finished.then(job_id, ask)
         except TimeoutError:
             raise WaitTimeout(f"job {job_id} was not finished after {timeout:g} s; it goes on") from None
 
@@ -297,17 +308,11 @@ class AsyncClient(AsyncBatches, AsyncAhead):
         """
         job_id = job_id_of(job)
         if not self._finished.expects(job_id):
-            stored = await self._stored(job_id)
+            stored = self._known(job_id, await self._results.get(job_id))
             if stored.status.is_final:
                 return decoded(f"job {job_id}", stored)
-        await self._final(job_id, timeout)
-        return decoded(f"job {job_id}", await self._stored(job_id))
-
-    async def _stored(self, job_id: UUID) -> StoredResult:
-        stored = await self._results.get(job_id)
-        if stored is None:
-            raise UnknownJob(f"there is no job {job_id}")
-        return stored
+        stored = self._known(job_id, await self._when_final(job_id, timeout, self._results.ask_for))
+        return decoded(f"job {job_id}", stored)
 
     async def cancel(self, job: Job | UUID | str, *, terminate: bool = False) -> Job:
         """Withdraws the job: it is not predicted, or what is being predicted is not kept. A final job stays so.
@@ -360,6 +365,13 @@ class AsyncClient(AsyncBatches, AsyncAhead):
                 self._encode_one(one, len(encoded) + i, known == 1, params, signature) for i, one in enumerate(part)
             ]
         return encoded
+
+    def _encode(
+        self, one: Any, params: Mapping[str, Any] | None, signature: Signature | None, lane: Lane
+    ) -> EncodedInput:
+        """An input that comes alone."""
+        self._admission.check_fits(lane, 1)
+        return self._encode_one(one, 0, True, params, signature)
 
     def _encode_one(
         self, one: Any, number: int, is_only_one: bool, params: Mapping[str, Any] | None, signature: Signature | None

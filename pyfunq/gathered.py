@@ -21,10 +21,14 @@ class Gathered(Generic[K, V]):
     async def get(self, key: K) -> V | None:
         """The answer, as it is after this call began; raises what `ask` raises."""
         future: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
+        self.ask_for(key, future)
+        return await future
+
+    def ask_for(self, key: K, future: "asyncio.Future[V | None]") -> None:
+        """`get`, for whoever waits for the future."""
         self._waiting.setdefault(key, []).append(future)
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask_all())
-        return await future
 
     async def close(self) -> None:
         if self._asking is not None:

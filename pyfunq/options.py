@@ -38,6 +38,9 @@ class JobOptions:
         metadata: Mapping[str, Any] | None = None,
     ) -> "JobOptions":
         """Raises InvalidInput."""
+        asks_nothing = expires_in is None and timeout is None and idempotency_key is None and metadata is None
+        if asks_nothing and type(retries) is int and retries == 0:
+            return _NONE
         if not isinstance(retries, int) or not 0 <= retries <= _MOST_RETRIES:
             raise InvalidInput(f"retries is a whole number from 0 to {_MOST_RETRIES}", field="retries")
         if idempotency_key is not None and not _is_key(idempotency_key):
@@ -46,6 +49,9 @@ class JobOptions:
         expires_at = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
         timeout_seconds = _seconds("timeout", timeout, _LONGEST_TIMEOUT_SECONDS)
         return cls(expires_at, timeout_seconds, retries, idempotency_key, _encoded_metadata(metadata))
+
+
+_NONE = JobOptions(None, None, 0, None)
 
 
 def _encoded_metadata(metadata: Mapping[str, Any] | None) -> str | None:

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 from uuid import UUID
 
 from redis.asyncio import Redis
@@ -13,6 +14,8 @@ from pyfunq.errors import LedgerUnavailable
 from pyfunq.ledger import Ledger
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 FINISHED_CHANNEL = "pyfunq:finished"
 """Redis channel on which workers announce the ids of final jobs: 16 bytes each, one after another. A hint only."""
@@ -28,7 +31,8 @@ class FinishedJobs:
     def __init__(self, ledger: Ledger, redis_url: str) -> None:
         self._ledger = ledger
         self._redis_url = redis_url
-        self._waiters: dict[UUID, set[asyncio.Future[None]]] = {}
+        self._waiters: dict[UUID, dict[asyncio.Future[Any], Callable[[], None]]] = {}
+        """Who waits for a job, and what to do for them when it is final."""
         self._expected: dict[UUID, bool] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._listening = asyncio.Event()
@@ -47,15 +51,23 @@ class FinishedJobs:
 
     async def wait(self, job_id: UUID) -> None:
         """Returns once the job is final (or was, before this call); never gives up by itself."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(job_id, set()).add(future)
+        await self.then(job_id, _tell_nothing)
+
+    async def then(self, job_id: UUID, ask: Callable[[UUID, "asyncio.Future[R]"], None]) -> R:
+        """What `ask` lets the future become; it is asked in the moment in which the job is known to be final.
+
+        So who waits for a result is woken once, with the result.
+        """
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._add(job_id, future, lambda: ask(job_id, future))
         try:
             await self._start()
             is_final = self._expected.pop(job_id, None)
             if is_final is None:
                 is_final = bool(await self._ledger.final_among([job_id]))
-            if not is_final:
-                await future
+            if is_final:
+                self._wake([job_id])
+            return await future
         finally:
             self._drop(job_id, future)
 
@@ -63,7 +75,7 @@ class FinishedJobs:
         """Those that are final, as soon as one is; none after so many seconds."""
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for job_id in job_ids:
-            self._waiters.setdefault(job_id, set()).add(woken)
+            self._add(job_id, woken, lambda: woken.set_result(None))
         try:
             await self._start()
             if final := await self._ledger.final_among(job_ids):
@@ -122,16 +134,23 @@ class FinishedJobs:
         for job_id in ids:
             if job_id in self._expected:
                 self._expected[job_id] = True
-            for future in self._waiters.get(job_id, ()):
+            for future, tell in self._waiters.pop(job_id, {}).items():
                 if not future.done():
-                    future.set_result(None)
+                    tell()
 
-    def _drop(self, job_id: UUID, future: asyncio.Future[None]) -> None:
-        futures = self._waiters.get(job_id)
-        if futures is not None:
-            futures.discard(future)
-            if not futures:
+    def _add(self, job_id: UUID, future: asyncio.Future[Any], tell: Callable[[], None]) -> None:
+        self._waiters.setdefault(job_id, {})[future] = tell
+
+    def _drop(self, job_id: UUID, future: asyncio.Future[Any]) -> None:
+        waiting = self._waiters.get(job_id)
+        if waiting is not None:
+            waiting.pop(future, None)
+            if not waiting:
                 del self._waiters[job_id]
+
+
+def _tell_nothing(_: UUID, future: "asyncio.Future[None]") -> None:
+    future.set_result(None)
 
 
 def _ids(payload: bytes) -> list[UUID]:

@@ -18,4 +18,4 @@ def keep_few() -> None:
     """
     if not sys.warnoptions:  # -W, PYTHONWARNINGS
         warnings.resetwarnings()
-        warnings.simplefilter("ignore", _NOT_SHOWN)  # type: ignore[arg-type]  # issubclass takes several
+        warnings.simplefilter("ignore", _NOT_SHOWN)  # issubclass takes several

@@ -1,7 +1,7 @@
 """What the API asks of the ledger and the queue, for the caller whose request it is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 from uuid import UUID
@@ -65,12 +65,10 @@ class Service(BatchService, ManyService):
             await self._check_quota(caller, 1)
         return await self._submit(model, inputs, params, valid_lane(lane), options)
 
-    def _encode_all(
-        self, inputs: Iterable[Any], params: Mapping[str, Any] | None, signature: Signature | None, lane: Lane
-    ) -> Sequence[EncodedInput]:
-        if isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], EncodedInput):
-            return inputs
-        return super()._encode_all(inputs, params, signature, lane)
+    def _encode(
+        self, one: Any, params: Mapping[str, Any] | None, signature: Signature | None, lane: Lane
+    ) -> EncodedInput:
+        return one if isinstance(one, EncodedInput) else super()._encode(one, params, signature, lane)
 
     async def signature(self, caller: Caller, model: str) -> tuple[Signature | None, str | None]:
         """What a model takes, and the same as MLflow's JSON; None where nobody has loaded it yet.
@@ -115,19 +113,22 @@ class Service(BatchService, ManyService):
 
     async def find_ended(self, caller: Caller, job_id: UUID) -> Ended:
         """The job as it is now, and its result if it has one."""
-        found = await self._ended.get(job_id)
+        return self._seen(caller, job_id, await self._ended.get(job_id))
+
+    @staticmethod
+    def _seen(caller: Caller, job_id: UUID, found: Ended | None) -> Ended:
         if found is None or not caller.sees(found[0].tenant):
             raise UnknownJob(f"there is no job {job_id}")
         return found
 
     async def wait_ended(self, caller: Caller, job: Job, seconds: float) -> Ended | None:
         """A job that the caller may see, once it is final; None after so many seconds."""
-        if not job.is_final:
-            try:
-                await self._final(job.id, seconds)
-            except WaitTimeout:
-                return None
-        return await self.find_ended(caller, job.id)
+        if job.is_final:
+            return await self.find_ended(caller, job.id)
+        try:
+            return self._seen(caller, job.id, await self._when_final(job.id, seconds, self._ended.ask_for))
+        except WaitTimeout:
+            return None
 
     async def job_states(self, job_id: UUID) -> AsyncIterator[Job]:
         """The job again and again until it is final: every second, and when its end is announced."""
