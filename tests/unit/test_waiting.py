@@ -16,9 +16,11 @@ class Ledger:
     def __init__(self) -> None:
         self.final: set[UUID] = set()
         self.asked = 0
+        self.was_asked = asyncio.Event()
 
     async def final_among(self, ids: Sequence[UUID]) -> set[UUID]:
         self.asked += 1
+        self.was_asked.set()
         return self.final & set(ids)
 
 
@@ -112,8 +114,7 @@ async def test_who_gave_up_is_not_asked_for(finished: FinishedJobs) -> None:
 async def test_any_of_several(finished: FinishedJobs, ledger: Ledger) -> None:
     ids = [new_id() for _ in range(3)]
     waiter = asyncio.create_task(finished.any_of(ids, 5))
-    while not ledger.asked:
-        await asyncio.sleep(0)
+    await ledger.was_asked.wait()
     ledger.final.update(ids[1:])
     finished._wake(ids[1:])
     assert await waiter == set(ids[1:])
