@@ -253,8 +253,8 @@ WHERE NOT EXISTS (SELECT FROM worker w WHERE w.id = serving.worker_id AND w.stop
 
 -- name: finish
 -- Records final statuses and results, each guarded by id, status ($2), attempt and worker; returns what was recorded.
--- The status is an argument, so that a generic plan cannot take the partial index on running jobs, whose size the
--- planner does not know: it would read all of it again for each job.
+-- || '': so that no plan takes the partial index on running jobs, whose size the planner does not know. It would read all
+-- of it again for each job, or compare each job with each.
 UPDATE job
 SET status = d.status, finished_at = clock_timestamp(), version_id = d.version_id,
     result_format = d.result_format, result = d.result, confidence = d.confidence::real[],
@@ -262,7 +262,7 @@ SET status = d.status, finished_at = clock_timestamp(), version_id = d.version_i
 FROM unnest($3::uuid[], $4::smallint[], $5::text[], $6::integer[], $7::text[], $8::bytea[], $9::text[], $10::text[],
             $11::text[])
      AS d (id, attempt, status, version_id, result_format, result, confidence, error_code, error_message)
-WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
 -- name: finish_alike
@@ -270,7 +270,7 @@ RETURNING job.id
 UPDATE job
 SET status = $3, finished_at = clock_timestamp(), version_id = $4, result_format = $5, result = d.result
 FROM unnest($6::uuid[], $7::smallint[], $8::bytea[]) AS d (id, attempt, result)
-WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
 -- name: delay
@@ -285,7 +285,7 @@ SET status = CASE WHEN delayed_since <= now() - make_interval(secs => $7) THEN '
     not_before = now() + $6::double precision * make_interval(
         secs => least($5, greatest(1, extract(epoch FROM now() - coalesce(delayed_since, now()))::double precision)))
 FROM unnest($3::uuid[], $4::smallint[]) AS d (id, attempt)
-WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id, job.status
 
 -- name: retry
@@ -294,7 +294,7 @@ UPDATE job
 SET status = 'queued', failures = failures + 1, worker_id = NULL, started_at = NULL,
     not_before = now() + $6::double precision * make_interval(secs => least($5, power(2, job.failures)))
 FROM unnest($3::uuid[], $4::smallint[]) AS d (id, attempt)
-WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
 -- name: give_back
@@ -303,7 +303,7 @@ RETURNING job.id
 UPDATE job
 SET status = 'queued', worker_id = NULL, started_at = NULL, page_id = $5, queue = coalesce($6, queue)
 FROM unnest($3::uuid[], $4::smallint[]) AS d (id, attempt)
-WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
 -- name: crash
@@ -316,7 +316,7 @@ SET status = CASE WHEN crashes + 1 >= max_attempts THEN 'dead' ELSE 'queued' END
     error_message = CASE WHEN crashes + 1 >= max_attempts THEN $6::text || ', ' || crashes + 1 || ' times' END,
     worker_id = CASE WHEN crashes + 1 >= max_attempts THEN job.worker_id END, page_id = d.page_id
 FROM unnest($3::uuid[], $4::smallint[], $5::uuid[]) AS d (id, attempt, page_id)
-WHERE job.id = d.id AND job.status = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id, job.page_id, job.status, job.crashes
 
 -- name: withdrawn

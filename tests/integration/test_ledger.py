@@ -358,6 +358,12 @@ async def test_a_character_that_jsonb_lacks_does_not_break_the_view(ledger: Ledg
             r"Filter: \(\(page_id =",
         ),
         ("finish", "NULL, " * 10 + "NULL", r"Index Scan using job_pkey .*\n.*Index Cond: \(id = d.id\)", "job_running"),
+        (
+            "finish_alike",
+            "NULL, " * 7 + "NULL",
+            r"Index Scan using job_pkey .*\n.*Index Cond: \(id = d.id\)",
+            "job_running",
+        ),
         ("delay", "NULL, NULL, NULL, NULL, 5, 1, 5, '', ''", r"Index Scan using job_pkey", "job_running"),
         ("retry", "NULL, NULL, NULL, NULL, 5, 1", r"Index Scan using job_pkey", "job_running"),
         ("give_back", "NULL, NULL, NULL, NULL, NULL, NULL", r"Index Scan using job_pkey", "job_running"),
@@ -389,6 +395,23 @@ async def test_hot_statements_find_their_rows_by_index_in_a_generic_plan(
         assert re.search(must, plan), plan
         assert not re.search(must_not, plan), plan
         await connection.execute("ANALYZE job")
+    await connection.close()
+
+
+async def test_results_are_written_by_key_also_where_few_jobs_are_running(ledger: Ledger, database_url: str) -> None:
+    """A statement's first plans know their arguments; the index on running jobs looks small to them."""
+    jobs = [new_job() for _ in range(64)]
+    await submit(ledger, *jobs)
+    ids = [job.id for job in jobs]
+    connection = await asyncpg.connect(database_url, server_settings=_SERVER_SETTINGS)
+    await connection.execute("ANALYZE job")
+    alike = (new_id(), "running", "succeeded", None, "json", ids, [1] * 64, [b"[1]"] * 64)
+    nothing: list[Any] = [None] * 64
+    differing = (new_id(), "running", ids, [1] * 64, ["failed"] * 64, *[nothing] * 6)
+    for query, arguments in (("finish_alike", alike), ("finish", differing)):
+        plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {queries()[query]}", *arguments))
+        assert "job_pkey" in plan, plan
+        assert "job_running" not in plan
     await connection.close()
 
 
