@@ -1,5 +1,6 @@
 """Publishing: pages' messages on their way to Redis, and the choice of a queue."""
 
+import asyncio
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,15 @@ _OPTIONS: dict[str, Any] = {
     "socket_keepalive": True,
     "health_check_interval": 25,
 }
+
+
+_TURNS_TO_SEND = 2
+
+
+async def sending() -> None:
+    """Lets tasks that were just created write to Redis: in its second turn of the event loop redis-py has done so."""
+    for _ in range(_TURNS_TO_SEND):
+        await asyncio.sleep(0)
 
 
 class Publisher:

@@ -14,7 +14,7 @@ from pyfunq.errors import AcceptanceUnknown, IdempotencyConflict, LedgerUnavaila
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
 from pyfunq.ledger import Ledger
-from pyfunq.publishing import AsyncPublisher
+from pyfunq.publishing import AsyncPublisher, sending
 
 log = logging.getLogger(__name__)
 
@@ -110,11 +110,11 @@ class Submitter:
         reach(FaultPoint.BEFORE_PUBLISH)
         if others:
             pages = _without(pages, placed, others)
-        # Begun before the callers go on: a worker need not wait until all of them have had their turn.
         task = asyncio.create_task(self.publish(pages))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
         self.accepted(pages)
+        await sending()  # a worker need not wait until all callers have had their turn
         for jobs, committed in groups:
             if not committed.done():
                 _tell(jobs, others, committed)

@@ -25,7 +25,7 @@ from pyfunq.lanes import moved, own_of, queues_before
 from pyfunq.ledger import Ledger
 from pyfunq.local import identity
 from pyfunq.migrate import require_current
-from pyfunq.publishing import Publisher
+from pyfunq.publishing import Publisher, sending
 from pyfunq.settings import Settings
 from pyfunq.waiting import FINISHED_CHANNEL, announcement
 from worker import metrics
@@ -225,6 +225,7 @@ class WorkerProcess:
         reach(FaultPoint.BEFORE_ACK)
         self._announcing.add(task := asyncio.create_task(self._announce(recorded)))
         task.add_done_callback(self._announcing.discard)
+        await sending()  # the thread that predicts, once it is woken, has much to do
         return recorded
 
     def recorded(self, outcomes: Sequence[Outcome], recording: "Future[set[UUID]]") -> set[UUID]:
