@@ -1,6 +1,7 @@
 """A real Celery worker, started by a test against the test's own database and Redis database."""
 
 import asyncio
+import atexit
 import os
 import signal
 import subprocess
@@ -50,6 +51,12 @@ class Program:
                 stdout=output,
                 stderr=output,
             )
+        atexit.register(self._leave_nobody)
+
+    def _leave_nobody(self) -> None:
+        """After a test that failed before it stopped what it had started."""
+        if self.process.poll() is None:
+            self.kill()
 
     @property
     def pid(self) -> int:
