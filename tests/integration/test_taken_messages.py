@@ -1,6 +1,5 @@
 """Messages that a worker has taken: Redis is told of those that it has had for a while, and gets them back."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,13 +65,17 @@ def test_redis_is_not_told_of_what_is_acknowledged_soon(
 
 
 def test_redis_is_told_of_what_takes_longer_until_it_is_acknowledged(
-    hub: Hub, connection: Connection, channel: Channel, redis: Redis
+    hub: Hub, connection: Connection, channel: Channel, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(transport, "monotonic", lambda: now[0])
     first = take(connection, channel, "one")
-    time.sleep(transport._NOTE_AFTER_SECONDS / 2)
+    now[0] += 0.6 * transport._NOTE_AFTER_SECONDS
     second = take(connection, channel, "two")
+    now[0] += 0.6 * transport._NOTE_AFTER_SECONDS
     until("the first is noted", lambda: turn(hub) or redis.hlen("unacked"))
     assert redis.hkeys("unacked") == [first.delivery_tag], "the second is too new"
+    now[0] += 0.6 * transport._NOTE_AFTER_SECONDS
     until("both are noted", lambda: turn(hub) or redis.hlen("unacked") == 2)
     assert redis.zcard("unacked_index") == 2
     for message in (first, second):
