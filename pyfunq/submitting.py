@@ -113,11 +113,11 @@ class Submitter:
         task = asyncio.create_task(self.publish(pages))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
-        self.accepted(pages)
         await sending()  # a worker need not wait until all callers have had their turn
         for jobs, committed in groups:
             if not committed.done():
                 _tell(jobs, others, committed)
+        self.accepted(pages)
 
     async def _commit(self, placed: Sequence[tuple[UUID, NewJob]]) -> dict[UUID, UUID | None]:
         """Raises LedgerUnavailable when surely nothing was committed, AcceptanceUnknown when nobody can say."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from kombu.asynchronous import Hub, set_event_loop
 from mlflow import MlflowClient
 from mlflow.pyfunc import PythonModel
 
@@ -36,6 +37,16 @@ def hear_ctrl_c() -> None:
 
 def split(*rows: list[Any], columns: list[str] = IRIS) -> dict[str, Any]:
     return {"dataframe_split": {"columns": columns, "data": list(rows)}}
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """kombu's event loop, as a worker has one."""
+    hub = Hub()
+    set_event_loop(hub)
+    yield hub
+    set_event_loop(None)
+    hub.close()
 
 
 @pytest.fixture

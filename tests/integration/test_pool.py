@@ -5,7 +5,6 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import psutil
 import pytest
 from billiard.popen_fork import Popen
 from celery import Celery
-from kombu.asynchronous import Hub, set_event_loop
+from kombu.asynchronous import Hub
 from mlflow.pyfunc import PythonModel
 
 from pyfunq.client import Client
@@ -26,15 +25,6 @@ from tests.conftest import RegisterModel
 from tests.integration.conftest import SETOSA, VIRGINICA, split
 from tests.programs import start_worker, until
 from worker.pool import ReplacingPool
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    hub = Hub()
-    set_event_loop(hub)
-    yield hub
-    set_event_loop(None)
-    hub.close()
 
 
 def one_process() -> ReplacingPool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from kombu import Connection, Queue
-from kombu.asynchronous import Hub, set_event_loop
+from kombu.asynchronous import Hub
 from redis import Redis
 
 from pyfunq import transport
@@ -18,15 +18,6 @@ from tests.programs import until
 def redis(redis_url: str) -> Iterator[Redis]:
     with Redis.from_url(redis_url, decode_responses=True) as client:
         yield client
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    hub = Hub()
-    set_event_loop(hub)
-    yield hub
-    set_event_loop(None)
-    hub.close()
 
 
 @pytest.fixture
