@@ -12,15 +12,18 @@ import asyncpg
 import pandas as pd
 import pytest
 from mlflow.pyfunc import PythonModel
+from redis import Redis
 
 from pyfunq.client import AsyncClient, Client
 from pyfunq.errors import BacklogFull, IdempotencyConflict, InvalidInput, JobFailed
 from pyfunq.ids import new_id
-from pyfunq.job import JobStatus
+from pyfunq.job import JobStatus, Lane
+from pyfunq.lanes import queues_of
 from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
 from tests.conftest import RegisterModel
 from tests.integration.conftest import SETOSA, VIRGINICA, Work, hear_ctrl_c, split
+from tests.programs import until
 from worker.page_run import run_page
 from worker.process import WorkerProcess
 
@@ -37,6 +40,20 @@ class FailsTwice(PythonModel):
         if calls < 2:
             raise ValueError("not yet")
         return [calls]
+
+
+async def test_a_message_is_on_its_way_before_its_caller_goes_on(client: AsyncClient, settings: Settings) -> None:
+    """However much the callers have to do then: here one keeps the event loop for itself."""
+    await client.submit(MODEL, split(SETOSA))
+    await client._submitter.close()  # connected to Redis, and written
+    with Redis.from_url(settings.redis) as redis:
+
+        def waiting() -> int:
+            return sum(int(redis.llen(queue)) for queue in queues_of(Lane.INTERACTIVE))
+
+        assert waiting() == 1
+        await client.submit(MODEL, split(SETOSA))
+        until("it arrives without another turn of the loop", lambda: waiting() == 2, 5)
 
 
 async def test_a_hundred_concurrent_submits_with_one_key_are_one_job(settings: Settings, ledger: Ledger) -> None:
