@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks import venvs, workloads
+from benchmarks.bare_side import BareFlow
 from benchmarks.celery_side import CeleryPeer
 from benchmarks.figures import Figures, Workload, read_figures, write_figures
 from benchmarks.http_side import http_peers
@@ -68,9 +69,11 @@ async def peers(asked: str, directory: Path, servers: Servers) -> tuple[list[Sid
     if asked == "none":
         return [], {}
     plain = CeleryPeer(PLAIN_CELERY, "plain_celery", servers, 2)
-    await plain.prepare()
+    bare = BareFlow(servers, 5)
+    for peer in (bare, plain):
+        await peer.prepare()
     if asked == "local":
-        return [plain], {}
+        return [bare, plain], {}
     made = venvs.make_venvs(directory)
     python = made["celery-batches"] / "bin" / "python"
     batched = CeleryPeer("celery-batches", "batched_celery", servers, 3, python)
@@ -80,7 +83,7 @@ async def peers(asked: str, directory: Path, servers: Servers) -> tuple[list[Sid
         for name, packages in _RECORDED.items()
         for package, v in venvs.installed(made[name], packages).items()
     }
-    return [plain, batched, *http_peers(servers, made), RayServe(servers, 4, made["ray"])], versions
+    return [bare, plain, batched, *http_peers(servers, made), RayServe(servers, 4, made["ray"])], versions
 
 
 async def prepare(options: argparse.Namespace, servers: Servers, stack: AsyncExitStack) -> Bench:

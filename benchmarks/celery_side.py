@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import asyncpg
 from celery import Celery
@@ -18,7 +18,7 @@ from benchmarks.failure import BenchmarkFailed
 from benchmarks.models import Model, check, random_rows
 from benchmarks.peers.peer_store import TABLE
 from benchmarks.servers import PROCESSES, Program, Servers, new_database, paused
-from benchmarks.sessions import PEERS, Answers, Rows, by_callers, no_collections
+from benchmarks.sessions import PEERS, Answers, Rows, Session, by_callers, no_collections
 
 WARM_ROWS = 300
 POLL_SECONDS = 0.02
@@ -52,14 +52,14 @@ class CeleryPeer:
         return [self.python, "-m", "celery", "-A", self.module, *worker]
 
     @asynccontextmanager
-    async def serving(self, model: Model) -> AsyncIterator["CelerySession"]:
+    async def serving(self, model: Model) -> AsyncIterator["TableSession"]:
         environment = peer_environment(PEER_BROKER=self.broker, PEER_DATABASE=self.database, PEER_MODEL=model.files)
         with Redis.from_url(self.broker) as redis:
             redis.flushdb()
         program = Program(self.command(), environment, self.servers.home / f"{self.module}.log", PEERS)
         try:
             async with AsyncExitStack() as stack:
-                session = CelerySession(self.name, program, self.broker)
+                session = self.session(program)
                 await session.open(self.database)
                 stack.push_async_callback(session.close)
                 rows = random_rows(WARM_ROWS, seed=2)
@@ -67,6 +67,17 @@ class CeleryPeer:
                 yield session
         finally:
             program.stop()
+
+    def session(self, program: Program) -> "TableSession":
+        return CelerySession(self.name, program, self.broker)
+
+
+class TableSession(Session, Protocol):
+    """A session whose results are in a table of its own database."""
+
+    async def open(self, database: str) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class CelerySession:

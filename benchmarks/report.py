@@ -13,7 +13,7 @@ from benchmarks.models import TITLES
 AT_ONCE, BEFOREHAND = "jobs/s", "jobs/s, queued beforehand"
 ROWS_A_SECOND = "rows/s"
 BY_VALUE, BY_REFERENCE = "PyFunQ, by value", "PyFunQ, by reference"
-PLAIN_CELERY = "plain Celery"
+PLAIN_CELERY, BARE_FLOW = "plain Celery", "the bare flow"
 TWO_PROCESSES = "script, 2 processes"
 LOGARITHMIC_FROM = 20
 

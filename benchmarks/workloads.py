@@ -13,18 +13,19 @@ from benchmarks.figures import Figures, percentile
 from benchmarks.memory import measure_memory, producer
 from benchmarks.models import Backlog, Model, check, random_rows
 from benchmarks.pyfunq_side import PyFunQ, knows_by_reference
-from benchmarks.report import AT_ONCE, BEFOREHAND, BY_REFERENCE, BY_VALUE, ROWS_A_SECOND
+from benchmarks.report import AT_ONCE, BARE_FLOW, BEFOREHAND, BY_REFERENCE, BY_VALUE, ROWS_A_SECOND
 from benchmarks.script_side import Script
 from benchmarks.servers import Servers
 from benchmarks.sessions import Answers, Session, Side
 
 CALLERS = 64
+QUICK = (PyFunQ.name, BARE_FLOW)
 CHECKPOINT_SECONDS = 300
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of jobs, calls and rows: PyFunQ gets more of them, so that everybody is busy for some seconds."""
+    """Numbers of jobs, calls and rows: the quick ones get more of them, so that everybody is busy for some seconds."""
 
     scale: float
 
@@ -35,10 +36,10 @@ class Sizes:
         return self.of(number // 1_000, least // 1_000) * 1_000
 
     def at_once(self, side: Side) -> int:
-        return self.thousands(200_000, 2_000) if side.name == PyFunQ.name else self.of(5_000, 200)
+        return self.thousands(200_000, 2_000) if side.name in QUICK else self.of(5_000, 200)
 
     def callers(self, side: Side) -> int:
-        return self.of(40_000, 500) if side.name == PyFunQ.name else self.of(4_000, 200)
+        return self.of(40_000, 500) if side.name in QUICK else self.of(4_000, 200)
 
     @property
     def idle_calls(self) -> int:
