@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from pyfunq.errors import ModelNotFound
+from pyfunq.http_transport import trusted
 from pyfunq.model_uri import ModelURI
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def _http_client(tracking_uri: str | None) -> httpx.AsyncClient | None:
         return None
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{part}") for part in ("USERNAME", "PASSWORD"))
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"verify": trusted()}
     if user and password:
         more["auth"] = (user, password)
     elif token:

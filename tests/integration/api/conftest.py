@@ -15,6 +15,7 @@ import uvicorn
 from producer.api.app import make_app
 from producer.api.serving import ServerConfig
 from pyfunq.api_keys import Scope, new_key
+from pyfunq.http_transport import trusted
 from pyfunq.job import JobStatus
 from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
@@ -66,7 +67,7 @@ def api_url(settings: Settings) -> Iterator[str]:
 
 @pytest.fixture
 async def http(api_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=api_url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=api_url, timeout=60, verify=trusted()) as client:
         yield client
 
 
@@ -82,7 +83,7 @@ def serve(settings: Settings) -> Serve:
         server = ApiServer(settings.model_copy(update=changed))
         url = await asyncio.to_thread(server.__enter__)
         try:
-            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=60, verify=trusted()) as client:
                 yield client
         finally:
             await asyncio.to_thread(server.__exit__)

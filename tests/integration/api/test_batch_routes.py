@@ -24,6 +24,7 @@ import pytest
 
 from pyfunq.api_keys import Scope
 from pyfunq.environment import child_environment
+from pyfunq.http_transport import trusted
 from pyfunq.ids import new_id
 from pyfunq.job import Lane
 from pyfunq.lanes import queues_of
@@ -360,7 +361,7 @@ async def test_a_body_that_is_too_large(settings: Settings, moody_model: str) ->
 
     small = settings.model_copy(update={"max_upload_bytes": 1000})
     with ApiServer(small) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=trusted()) as http:
             assert (await submit(http, lines({"x": 1.0}) * 500, model=moody_model)).status_code == 413
             bomb = gzip.compress(lines({"x": 1.0}) * 100_000)
             headers = {"Content-Encoding": "gzip"}
@@ -432,7 +433,7 @@ def test_a_million_rows_go_in_below_300_mb(
 ) -> None:
     url, pid = api_process
     path = million_rows(tmp_path / "body", kind)
-    with path.open("rb") as body, httpx.Client(base_url=url, timeout=400) as http:
+    with path.open("rb") as body, httpx.Client(base_url=url, timeout=400, verify=trusted()) as http:
         answer = http.post(
             "/v1/batches",
             params={"model": moody_model},

@@ -15,6 +15,7 @@ from pyfunq import Client
 from pyfunq.client import AsyncClient
 from pyfunq.errors import FileUnreadable, InvalidInput, JobFailed, PyFunQError, UnknownBatch, WaitTimeout
 from pyfunq.http_bodies import batch_body
+from pyfunq.http_transport import trusted
 from pyfunq.job import Batch
 from pyfunq.settings import Settings
 from tests.integration.conftest import IRIS, SETOSA, VIRGINICA, Work
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("iris_model")
 @pytest.fixture(params=["direct", "http"])
 async def client(request: pytest.FixtureRequest, settings: Settings, api_url: str) -> AsyncIterator[AsyncClient]:
     if request.param == "http":
-        async with httpx.AsyncClient(base_url=api_url) as http:
+        async with httpx.AsyncClient(base_url=api_url, verify=trusted()) as http:
             if "/v1/batches" not in (await http.get("/openapi.json")).json()["paths"]:
                 pytest.skip("this API has no batches")
     where: dict[str, Any] = {"settings": settings} if request.param == "direct" else {"base_url": api_url}

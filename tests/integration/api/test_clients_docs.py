@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from pyfunq.http_transport import trusted
 from tests.integration.conftest import Work
 from tests.programs import ROOT
 
@@ -30,7 +31,7 @@ async def test_it_prints_what_its_comments_say(
     number: int, api_url: str, work: Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     needs, source = EXAMPLES[number]
-    async with httpx.AsyncClient(base_url=api_url) as http:
+    async with httpx.AsyncClient(base_url=api_url, verify=trusted()) as http:
         if needs and f"/v1/{needs}" not in (await http.get("/openapi.json")).json()["paths"]:
             pytest.skip(f"this API has no {needs}")
     monkeypatch.setenv("PYFUNQ_API_URL", api_url)

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from pyfunq.api_keys import Scope
 from pyfunq.entries import NewJob
+from pyfunq.http_transport import trusted
 from pyfunq.ids import new_id
 from pyfunq.inputs import EncodedInput
 from pyfunq.ledger import Ledger
@@ -239,7 +240,7 @@ async def test_who_may_read_them(settings: Settings, make_key: MakeKey) -> None:
     narrow = await make_key("acme", Scope.READ, models=["models:/iris/*"])
     with_token = settings.model_copy(update={"metrics_token": SecretStr("scrape-me")})
     with ApiServer(with_token) as url:
-        async with httpx.AsyncClient(base_url=url) as http:
+        async with httpx.AsyncClient(base_url=url, verify=trusted()) as http:
             for headers, status in (
                 ({}, 401),
                 (reader, 200),
@@ -258,7 +259,7 @@ async def test_who_may_read_them(settings: Settings, make_key: MakeKey) -> None:
 async def test_an_empty_token_is_none(settings: Settings, make_key: MakeKey) -> None:
     await make_key()
     with ApiServer(settings.model_copy(update={"metrics_token": SecretStr("")})) as url:
-        async with httpx.AsyncClient(base_url=url) as http:
+        async with httpx.AsyncClient(base_url=url, verify=trusted()) as http:
             assert (await http.get("/metrics", headers={"Authorization": "Bearer"})).status_code == 401
 
 

@@ -12,6 +12,7 @@ from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, Schema
 
 from pyfunq.api_keys import Scope
+from pyfunq.http_transport import trusted
 from pyfunq.settings import Settings
 from tests.conftest import Servers
 from tests.integration.api.conftest import ApiServer, MakeKey, Workers
@@ -70,7 +71,7 @@ async def test_while_mlflow_is_away_the_worker_checks(settings: Settings, proxy:
     proxy.is_away = True
     away = settings.model_copy(update={"mlflow_tracking_uri": proxy.uri})
     with ApiServer(away) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=trusted()) as client:
             accepted = await client.post("/v1/jobs", json={"model": "no-such-model", **split(SETOSA)})
             assert accepted.status_code == 202
             unknown = await client.get("/v1/models/no-such-model")

@@ -15,6 +15,7 @@ from open_inference.openapi.client import OpenInferenceClient
 from open_inference.openapi.errors import BadRequestError, NotFoundError
 from open_inference.openapi.types import InferenceRequest, RequestInput
 
+from pyfunq.http_transport import trusted
 from tests.conftest import RegisterModel, Servers
 from tests.integration.api.conftest import MakeKey, Workers
 from tests.integration.conftest import IRIS, SETOSA, VIRGINICA
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("iris_model")
 
 @pytest.fixture
 def client(api_url: str) -> Iterator[OpenInferenceClient]:
-    with httpx.Client(timeout=60) as connection:
+    with httpx.Client(timeout=60, verify=trusted()) as connection:
         yield OpenInferenceClient(base_url=api_url, httpx_client=connection)
 
 

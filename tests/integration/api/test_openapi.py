@@ -21,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from pyfunq.http_transport import trusted
 from pyfunq.http_wire import ARROW, PARQUET
 from pyfunq.settings import Settings
 from tests.integration.api.conftest import ApiServer, MakeKey, Workers
@@ -50,7 +51,7 @@ class Api:
 @pytest.fixture
 async def api(settings: Settings, workers: Workers, iris_model: str, moody_model: str) -> AsyncIterator[Api]:
     with ApiServer(settings.model_copy(update={"api_wait_seconds": 0.02, "api_model": "models:/iris/1"})) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=trusted()) as http:
             wait = {"Prefer": "wait=30"}
             ids, batch_ids = [], []
             for _ in range(2):

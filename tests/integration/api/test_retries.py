@@ -19,6 +19,7 @@ import pytest
 from pyfunq import http_transport
 from pyfunq.client import AsyncClient
 from pyfunq.errors import AcceptanceUnknown, ApiUnavailable, NotConfigured, PyFunQError, RateLimited, WrongApi
+from pyfunq.http_transport import trusted
 from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
 from tests.integration.api.conftest import ApiServer
@@ -206,7 +207,7 @@ class ApiProcess:
 
     async def answers(self) -> bool:
         with suppress(httpx.HTTPError):
-            async with httpx.AsyncClient() as http:
+            async with httpx.AsyncClient(verify=trusted()) as http:
                 return (await http.get(f"{self.url}/health/live")).is_success
         return False
 

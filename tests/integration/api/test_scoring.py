@@ -13,6 +13,7 @@ from mlflow.pyfunc import PythonModel
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 
 from pyfunq.api_keys import Scope
+from pyfunq.http_transport import trusted
 from pyfunq.settings import Settings
 from tests.conftest import RegisterModel
 from tests.integration.api.conftest import ApiServer, MakeKey, Workers
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("iris_model")
 async def http_1(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """An API with a default model."""
     with ApiServer(settings.model_copy(update={"api_model": IRIS_1})) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=trusted()) as client:
             yield client
 
 
@@ -125,7 +126,7 @@ async def test_what_cannot_be_scored_is_a_problem(http: httpx.AsyncClient) -> No
 async def test_a_little_parquet_that_stands_for_much_is_refused(settings: Settings) -> None:
     many = pd.DataFrame({"x": ["a" * 1000] * 100_000})
     with ApiServer(settings.model_copy(update={"max_input_bytes": 1024 * 1024})) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=trusted()) as client:
             kind = {"Content-Type": "application/vnd.apache.parquet"}
             answer = await client.post("/invocations?model=iris", content=_parquet(many), headers=kind)
     assert (answer.status_code, answer.json()["code"]) == (413, "input_too_large")
@@ -151,7 +152,7 @@ class Nulls(PythonModel):
 
 async def test_what_is_not_ready_in_time_goes_on(settings: Settings, workers: Workers) -> None:
     with ApiServer(settings.model_copy(update={"api_wait_seconds": 0.05})) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=trusted()) as client:
             late = await client.post("/invocations?model=iris/1", json=split(SETOSA))
             assert (late.status_code, late.json()["code"]) == (504, "wait_timeout")
             done = await workers.while_(client.get(late.headers["location"], params={"wait": 30}))

@@ -12,6 +12,7 @@ import pytest
 
 from producer.programs import api_command
 from pyfunq.environment import child_environment
+from pyfunq.http_transport import trusted
 from pyfunq.local.server import free_port
 from pyfunq.settings import Settings
 from tests.integration.api.conftest import ApiServer
@@ -27,7 +28,7 @@ async def test_what_waits_is_answered_when_the_server_stops(
 ) -> None:
     server = ApiServer(settings)
     url = await asyncio.to_thread(server.__enter__)
-    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=60, verify=trusted()) as http:
         job = (await http.post("/v1/jobs", json=JOB)).json()["id"]
         waiting = [
             asyncio.ensure_future(request)

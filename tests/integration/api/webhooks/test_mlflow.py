@@ -17,6 +17,7 @@ from redis import Redis
 from producer.api import hooks
 from producer.api.hooks import Refresher
 from pyfunq.errors import QueueUnavailable
+from pyfunq.http_transport import trusted
 from pyfunq.ledger import Ledger
 from pyfunq.queue import CONTROL_QUEUE
 from pyfunq.settings import Settings
@@ -174,7 +175,7 @@ async def test_without_a_secret_nobody_is_listened_to(settings: Settings) -> Non
     for secret in (None, ""):
         deaf = settings.model_validate({**dict(settings), "mlflow_webhook_secret": secret})
         with ApiServer(deaf) as url:
-            async with httpx.AsyncClient(base_url=url) as http:
+            async with httpx.AsyncClient(base_url=url, verify=trusted()) as http:
                 answer = await http.post(HOOK, **signed(secret=""))
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
@@ -188,7 +189,7 @@ async def test_where_redis_is_away_mlflow_is_to_try_again(settings: Settings, mo
 
     monkeypatch.setattr(hooks.Redis, "from_url", lambda *_, **__: Away())
     with ApiServer(settings) as url:
-        async with httpx.AsyncClient(base_url=url) as http:
+        async with httpx.AsyncClient(base_url=url, verify=trusted()) as http:
             answer = await http.post(HOOK, **signed())
     assert (answer.status_code, answer.json()["code"]) == (503, "queue_unavailable")
     assert answer.headers["retry-after"]

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from pyfunq.http_transport import trusted
 from pyfunq.ledger import Ledger
 from pyfunq.settings import Settings
 from pyfunq.webhook_urls import Address, WebhookRules, networks_of
@@ -47,7 +48,7 @@ STRICT = WebhookRules(ports=(range(1, 65_536),))
 async def test_a_url_that_must_not_be_told_is_refused_at_submit(url: str, settings: Settings, secret: str) -> None:
     plain = settings.model_copy(update=AS_IT_COMES)
     with ApiServer(plain) as api_url:
-        async with httpx.AsyncClient(base_url=api_url) as http:
+        async with httpx.AsyncClient(base_url=api_url, verify=trusted()) as http:
             answer = await http.post("/v1/jobs", json=asked(url))
             jobs = (await http.get("/v1/jobs")).json()["data"]
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")
