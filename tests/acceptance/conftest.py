@@ -19,6 +19,7 @@ import pytest
 from producer.demo_models import DIABETES, IRIS, DemoModels
 from pyfunq.environment import load_settings
 from pyfunq.settings import Settings
+from tests.forked_cli import run_pyfunq
 
 PYFUNQ = Path(sys.executable).with_name("pyfunq")
 COLUMNS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
@@ -147,15 +148,7 @@ class Cli:
     def __call__(
         self, *arguments: str | Path, stdin: str | None = None, code: int = 0, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [PYFUNQ, *map(str, arguments)],
-            env=environment_for(self.home, **environment),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = run_pyfunq(arguments, environment_for(self.home, **environment), stdin)
         assert done.returncode == code, f"exit code {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
         return done
 

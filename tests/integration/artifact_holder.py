@@ -3,25 +3,22 @@
 import os
 import signal
 from collections.abc import Callable
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from pyfunq.entries import ModelVersion
 from pyfunq.errors import PyFunQError
+from tests.forked_cli import forks
 from worker.artifacts import ArtifactStore, ModelFiles
-
-_context = get_context("forkserver")
-_context.set_forkserver_preload(["mlflow.pyfunc"])
 
 
 class Holder:
     """`open` and `close` wait for the answer; `begin` does not, `answer` gets it."""
 
     def __init__(self, root: Path, tracking_uri: str, max_bytes: int) -> None:
-        self._pipe, theirs = _context.Pipe()
-        self.process = _context.Process(target=_serve, args=(theirs, root, tracking_uri, max_bytes))
+        self._pipe, theirs = forks.Pipe()
+        self.process = forks.Process(target=_serve, args=(theirs, root, tracking_uri, max_bytes))
         self.process.start()
         theirs.close()
         assert self.answer(60) == "ready"

@@ -17,6 +17,7 @@ from pyfunq.environment import child_environment
 from pyfunq.errors import InvalidInput
 from pyfunq.local.server import free_port
 from pyfunq.settings import Settings
+from tests.forked_cli import run_pyfunq
 from tests.programs import Program, until
 
 PYFUNQ = str(Path(sys.executable).with_name("pyfunq"))
@@ -27,14 +28,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def pyfunq(settings: Settings) -> Run:
     def run(*arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [PYFUNQ, *arguments],
-            env={**child_environment(settings), **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_pyfunq(arguments, {**child_environment(settings), **environment})
         assert done.returncode == code, f"{done.returncode}, not {code}: {done.stdout}{done.stderr}"
         return done
 
