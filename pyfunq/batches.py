@@ -120,7 +120,9 @@ class AsyncBatches:
                 return batch
             cut = await self._cut_of(batch, model_uri, source, chunk_rows, encoded)
             opened = await asyncio.to_thread(self._open, source, cut.by_reference, signature)
-            await self._reopen(batch, cut, opened, _describe(source))
+            batch = await self._reopen(batch, cut, opened, _describe(source))
+            if batch.submitted_at is not None:
+                return batch
             batch_id = batch.id
         if on_open is not None:
             on_open(batch_id)
@@ -164,12 +166,19 @@ class AsyncBatches:
             raise InvalidInput("a batch is resumed with the file that it is from", field="source")
         return cut
 
-    async def _reopen(self, batch: Batch, cut: Cut, opened: Opened, name: str) -> None:
-        """Raises InvalidInput for another file, and where there is nothing to go on with."""
+    async def _reopen(self, batch: Batch, cut: Cut, opened: Opened, name: str) -> Batch:
+        """The batch: to go on with, or as another producer has submitted it meanwhile.
+
+        Raises InvalidInput for another file, and for a batch that was ended.
+        """
         cut.check_source(opened.file or {}, name)
-        if not await self._ledger.resume_batch(batch.id):
-            reason = batch.error.message if batch.error else "it was submitted meanwhile"
+        if await self._ledger.resume_batch(batch.id):
+            return batch
+        now = await self._ledger.batch(batch.id)
+        if now.submitted_at is None:
+            reason = now.error.message if now.error else "its submission has ended"
             raise InvalidInput(f"batch {batch.id} cannot be resumed: {reason}", field="resume")
+        return now
 
     def _open(self, source: Any, by_reference: bool, signature: Signature | None) -> Opened:
         from pyfunq.backlog import fingerprint, open_backlog

@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import numpy as np
@@ -334,6 +335,28 @@ async def test_two_that_resume_at_once_submit_each_chunk_once(
     await connection.execute("DELETE FROM job WHERE batch_id = $1 AND batch_index > 0", batch.id)
     async with AsyncClient(settings) as other:
         await asyncio.gather(*(c.submit_batch(ANY, rows, resume=batch) for c in (client, other, client)))
+    assert await indexes(connection, batch.id) == list(range(10))
+
+
+async def test_what_another_submitted_while_the_file_was_read_is_submitted(
+    client: AsyncClient,
+    settings: Settings,
+    connection: asyncpg.Connection,
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = await stopped_batch(client, connection, rows)
+    resume_batch = Ledger.resume_batch
+    async with AsyncClient(settings) as other:
+
+        async def after_the_other(ledger: Ledger, batch_id: UUID) -> bool:
+            monkeypatch.setattr(Ledger, "resume_batch", resume_batch)
+            await other.submit_batch(ANY, rows, resume=batch)
+            return await ledger.resume_batch(batch_id)
+
+        monkeypatch.setattr(Ledger, "resume_batch", after_the_other)
+        done = await client.submit_batch(ANY, rows, resume=batch)
+    assert (done.jobs, done.rows, done.is_stopped) == (10, 1000, False)
     assert await indexes(connection, batch.id) == list(range(10))
 
 
