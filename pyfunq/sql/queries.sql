@@ -82,7 +82,7 @@ WITH model AS MATERIALIZED (
     FROM job
     WHERE page_id = $1 AND status = 'queued'
       AND (not_before IS NULL OR not_before <= now()) AND (expires_at IS NULL OR expires_at > now())
-    ORDER BY id
+    ORDER BY created_at, id  -- by id alone the primary key would do, read from its beginning
     LIMIT least($3, (SELECT cap FROM model))  -- no job has less than a row
     FOR UPDATE SKIP LOCKED
 ), along AS MATERIALIZED (
@@ -90,7 +90,7 @@ WITH model AS MATERIALIZED (
     FROM job
     -- Scalars and not a join: so the index gives the order, and a backlog is not sorted for each micro-batch.
     WHERE model_uri = (SELECT model_uri FROM own LIMIT 1) AND queue = (SELECT queue FROM own LIMIT 1)
-      AND status = 'queued' AND crashes = 0 AND page_id <> $1
+      AND status = 'queued' AND crashes = 0 AND page_id IS DISTINCT FROM $1
       AND not_before IS NULL AND (expires_at IS NULL OR expires_at > now())
       AND rows <= (SELECT cap FROM model) - (SELECT sum(rows) FROM own)
       AND NOT EXISTS (SELECT FROM own WHERE crashes > 0)
@@ -192,7 +192,7 @@ LEFT JOIN (SELECT model_uri, asked_at FROM warm_request WHERE asked_at > $2) AS 
 
 -- name: queued_inputs
 -- Some inputs that are queued for a model URI ($1), from the queues ($2) of all lanes.
-SELECT input_format, input FROM job JOIN job_input USING (id)
+SELECT input_format, input FROM job JOIN job_input ON job_input.id = ANY (ARRAY[job.id])
 WHERE status = 'queued' AND crashes = 0 AND queue = ANY ($2::text[]) AND model_uri = $1 AND input_bytes < 1000000
 LIMIT $3
 
@@ -253,6 +253,8 @@ WHERE NOT EXISTS (SELECT FROM worker w WHERE w.id = serving.worker_id AND w.stop
 
 -- name: finish
 -- Records final statuses and results, each guarded by id, status ($2), attempt and worker; returns what was recorded.
+-- = ANY (ARRAY[x]), here and below: looks jobs up one by one, which an equality leaves to the planner. In a plan from when
+-- the table was small it would read the whole index to compare.
 -- || '': so that no plan takes the partial index on running jobs, whose size the planner does not know. It would read all
 -- of it again for each job, or compare each job with each.
 UPDATE job
@@ -262,7 +264,7 @@ SET status = d.status, finished_at = clock_timestamp(), version_id = d.version_i
 FROM unnest($3::uuid[], $4::smallint[], $5::text[], $6::integer[], $7::text[], $8::bytea[], $9::text[], $10::text[],
             $11::text[])
      AS d (id, attempt, status, version_id, result_format, result, confidence, error_code, error_message)
-WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = ANY (ARRAY[d.id]) AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
 -- name: finish_alike
@@ -270,7 +272,7 @@ RETURNING job.id
 UPDATE job
 SET status = $3, finished_at = clock_timestamp(), version_id = $4, result_format = $5, result = d.result
 FROM unnest($6::uuid[], $7::smallint[], $8::bytea[]) AS d (id, attempt, result)
-WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = ANY (ARRAY[d.id]) AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
 -- name: delay
@@ -285,7 +287,7 @@ SET status = CASE WHEN delayed_since <= now() - make_interval(secs => $7) THEN '
     not_before = now() + $6::double precision * make_interval(
         secs => least($5, greatest(1, extract(epoch FROM now() - coalesce(delayed_since, now()))::double precision)))
 FROM unnest($3::uuid[], $4::smallint[]) AS d (id, attempt)
-WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = ANY (ARRAY[d.id]) AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id, job.status
 
 -- name: retry
@@ -294,7 +296,7 @@ UPDATE job
 SET status = 'queued', failures = failures + 1, worker_id = NULL, started_at = NULL,
     not_before = now() + $6::double precision * make_interval(secs => least($5, power(2, job.failures)))
 FROM unnest($3::uuid[], $4::smallint[]) AS d (id, attempt)
-WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = ANY (ARRAY[d.id]) AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
 -- name: give_back
@@ -303,7 +305,7 @@ RETURNING job.id
 UPDATE job
 SET status = 'queued', worker_id = NULL, started_at = NULL, page_id = $5, queue = coalesce($6, queue)
 FROM unnest($3::uuid[], $4::smallint[]) AS d (id, attempt)
-WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = ANY (ARRAY[d.id]) AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id
 
 -- name: crash
@@ -316,7 +318,7 @@ SET status = CASE WHEN crashes + 1 >= max_attempts THEN 'dead' ELSE 'queued' END
     error_message = CASE WHEN crashes + 1 >= max_attempts THEN $6::text || ', ' || crashes + 1 || ' times' END,
     worker_id = CASE WHEN crashes + 1 >= max_attempts THEN job.worker_id END, page_id = d.page_id
 FROM unnest($3::uuid[], $4::smallint[], $5::uuid[]) AS d (id, attempt, page_id)
-WHERE job.id = d.id AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
+WHERE job.id = ANY (ARRAY[d.id]) AND job.status || '' = $2 AND job.attempt = d.attempt AND job.worker_id = $1
 RETURNING job.id, job.page_id, job.status, job.crashes
 
 -- name: withdrawn
@@ -338,7 +340,7 @@ UPDATE job SET status = 'queued', crashes = 0, failures = 0, delayed_since = NUL
                page_id = d.page_id, finished_at = NULL, started_at = NULL, worker_id = NULL,
                error_code = NULL, error_message = NULL
 FROM unnest($1::uuid[], $2::uuid[]) AS d (id, page_id)
-WHERE job.id = d.id AND job.status = 'dead'
+WHERE job.id = ANY (ARRAY[d.id]) AND job.status = 'dead'
 RETURNING job.page_id AS id, job.model_uri, job.queue, 1 AS jobs
 
 -- name: try_again
@@ -348,7 +350,7 @@ UPDATE job SET status = 'queued', crashes = 0, failures = 0, delayed_since = NUL
                page_id = d.page_id, finished_at = NULL, started_at = NULL, worker_id = NULL, expires_at = NULL,
                terminate = false, error_code = NULL, error_message = NULL
 FROM unnest($1::uuid[], $2::uuid[]) AS d (id, page_id)
-WHERE job.id = d.id AND job.status IN ('failed', 'cancelled', 'expired', 'dead')
+WHERE job.id = ANY (ARRAY[d.id]) AND job.status IN ('failed', 'cancelled', 'expired', 'dead')
 RETURNING job.page_id AS id, job.model_uri, job.queue, 1 AS jobs
 
 -- name: purge_dead
@@ -388,7 +390,7 @@ FROM job j
 LEFT JOIN model_version v ON v.id = j.version_id
 LEFT JOIN worker w ON w.id = j.worker_id
 LEFT JOIN tenant t ON t.id = j.tenant_id
-LEFT JOIN job_note n ON n.id = j.id
+LEFT JOIN job_note n ON n.id = ANY (ARRAY[j.id])
 WHERE j.id = ANY ($1::uuid[])
 
 -- name: list_jobs
@@ -402,7 +404,7 @@ FROM job j
 LEFT JOIN model_version v ON v.id = j.version_id
 LEFT JOIN worker w ON w.id = j.worker_id
 LEFT JOIN tenant t ON t.id = j.tenant_id
-LEFT JOIN job_note n ON n.id = j.id
+LEFT JOIN job_note n ON n.id = ANY (ARRAY[j.id])
 WHERE ($1::text IS NULL OR j.status = $1) AND ($2::text IS NULL OR j.model_uri = $2)
   AND ($3::uuid IS NULL OR j.batch_id = $3) AND ($4::uuid IS NULL OR j.id < $4)
   AND ($6::integer IS NULL OR j.tenant_id = $6)
@@ -425,7 +427,7 @@ FROM job j
 LEFT JOIN model_version v ON v.id = j.version_id
 LEFT JOIN worker w ON w.id = j.worker_id
 LEFT JOIN tenant t ON t.id = j.tenant_id
-LEFT JOIN job_note n ON n.id = j.id
+LEFT JOIN job_note n ON n.id = ANY (ARRAY[j.id])
 WHERE j.id = ANY ($1::uuid[])
 
 -- name: get_input
@@ -572,7 +574,8 @@ FROM moved GROUP BY page_id
 -- name: queue_depth
 -- Queued jobs by model and queue.
 SELECT model_uri, queue, count(*) AS jobs, min(created_at) AS oldest FROM job
-WHERE status = 'queued' GROUP BY model_uri, queue ORDER BY model_uri, queue
+WHERE status = 'queued' AND page_id >= '00000000-0000-0000-0000-000000000000'  -- so the index on pages serves
+GROUP BY model_uri, queue ORDER BY model_uri, queue
 
 -- name: add_key
 -- Makes an API key valid, and its tenant ($2) known.

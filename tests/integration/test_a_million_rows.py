@@ -69,7 +69,7 @@ async def test_no_hot_statement_reads_more_than_it_needs(database_url: str) -> N
         assert await read("rescue_crashed", 20.0) <= 200, "once, past what the claims above left in the index"
         assert await read("rescue_crashed", 20.0) <= 20
         assert await read("count_queued", ["bulk"], 1_000_001) <= 20
-        assert await read("count_queued", ["interactive"], 1_000) <= 200
+        assert await read("count_queued", ["interactive"], 1_000) <= 500, "also past what the claims above left"
         assert await read("repage", [page], [new_id()]) <= 25_000
         assert await read("batch_results", batch, 1, 100, 10**9) <= 200
         assert await read("chunks_there", batch, 1, 500) <= 100
