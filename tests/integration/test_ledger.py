@@ -357,7 +357,12 @@ async def test_a_character_that_jsonb_lacks_does_not_break_the_view(ledger: Ledg
             r"(?s)Scan using job_queued_page.*Scan using job_queued_model",
             r"Filter: \(\(page_id =",
         ),
-        ("finish", "NULL, " * 10 + "NULL", r"Index Scan using job_pkey .*\n.*Index Cond: \(id = ANY \(ARRAY\[d.id\]\)\)", "job_running"),
+        (
+            "finish",
+            "NULL, " * 10 + "NULL",
+            r"Index Scan using job_pkey .*\n.*Index Cond: \(id = ANY \(ARRAY\[d.id\]\)\)",
+            "job_running",
+        ),
         (
             "finish_alike",
             "NULL, " * 7 + "NULL",
