@@ -1,6 +1,7 @@
 """Real servers: one PostgreSQL, Redis and MLflow a session, a fresh database and an empty Redis database a test."""
 
 import asyncio
+import compileall
 import gc
 import os
 import shutil
@@ -51,12 +52,22 @@ from pyfunq.migrate import migrate
 from pyfunq.settings import Settings
 
 
+_ROOT = Path(__file__).parents[1]
+
+
 class _FilesApart(LoadScopeScheduling):
     """With `-n`, a file's tests stay together, and so do all those that share one `pyfunq up`."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         return "tests/acceptance" if file.startswith("tests/acceptance/") else file
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Hundreds of processes are started: where none may write bytecode, each would compile PyFunQ anew."""
+    if not hasattr(session.config, "workerinput"):
+        for package in ("pyfunq", "worker", "producer"):
+            compileall.compile_dir(_ROOT / package, quiet=2)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
