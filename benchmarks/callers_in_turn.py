@@ -1,8 +1,8 @@
 """PyFunQ's callers and the bare flow's, in short turns on a machine whose speed changes from minute to minute.
 
-`python -m benchmarks.callers_in_turn [--turns 12]` starts servers of its own and both workers; who has no turn has nothing to
-do. A turn is 16,000 calls of 64 callers. It prints of each how many jobs a second, what of the CPU the host took meanwhile
-(stolen) and what idled, and what a job cost Postgres and the client.
+`python -m benchmarks.callers_in_turn [--turns 12]` starts servers of its own and both workers; who has no turn has
+nothing to do. A turn is 16,000 calls of 64 callers. It prints of each how many jobs a second, what of the CPU the host
+took meanwhile (stolen) and what idled, and what a job cost Postgres and the client.
 """
 
 import argparse

@@ -51,7 +51,6 @@ from pyfunq.local import EmbeddedMLflow, EmbeddedPostgres, EmbeddedRedis, StateD
 from pyfunq.migrate import migrate
 from pyfunq.settings import Settings
 
-
 _ROOT = Path(__file__).parents[1]
 
 
