@@ -31,11 +31,12 @@ along AS (
     SELECT id FROM job WHERE model = $2 AND status = 'queued' AND page <> $1 ORDER BY id LIMIT 512
     FOR UPDATE SKIP LOCKED)
 UPDATE job SET status = 'running' FROM (TABLE page UNION ALL TABLE along) AS mine
-WHERE job.id = mine.id RETURNING job.id, job.input
+WHERE job.id = ANY (ARRAY[mine.id]) RETURNING job.id, job.input
 """
 _FINISH = """
 UPDATE job SET status = 'succeeded', prediction = result.prediction
-FROM unnest($1::uuid[], $2::bigint[]) AS result (id, prediction) WHERE job.id = result.id AND job.status = 'running'
+FROM unnest($1::uuid[], $2::bigint[]) AS result (id, prediction)
+WHERE job.id = ANY (ARRAY[result.id]) AND job.status || '' = 'running'
 """
 
 app = Celery("bare", broker=os.environ["PEER_BROKER"])
