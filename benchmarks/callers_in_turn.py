@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import psutil
 
 from benchmarks.bare_side import BareFlow
+from benchmarks.disturbance import Stolen
 from benchmarks.figures import percentile
 from benchmarks.models import FOREST, LOGISTIC, TITLES, Model, check, quiet_mlflow, random_rows, register
 from benchmarks.pyfunq_side import PyFunQ
@@ -53,6 +54,7 @@ def cpu_seconds(pid: int) -> float:
 
 async def turn(session: Session, model: Model, seed: int, servers: Servers) -> Turn:
     rows = random_rows(CALLS, seed)
+    stolen = Stolen()
     machine, postgres, client = psutil.cpu_times(), cpu_seconds(servers.postgres_pid), time.process_time()
     answers = await session.callers(rows, CALLERS)
     client = time.process_time() - client
@@ -63,7 +65,7 @@ async def turn(session: Session, model: Model, seed: int, servers: Servers) -> T
         rate=CALLS / answers.seconds,
         p50=1000 * percentile(answers.latencies, 50),
         p99=1000 * percentile(answers.latencies, 99),
-        stolen=(getattr(now, "steal", 0.0) - getattr(machine, "steal", 0.0)) / cores,
+        stolen=stolen.share(),
         idle=(now.idle - machine.idle) / cores,
         postgres=postgres / CALLS * 1e6,
         client=client / CALLS * 1e6,

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,12 +88,28 @@ async def jobs_a_second(
     return window / seconds, np.resize(model.truth(rows), steady.submitted)
 
 
-async def measure_depth(workload: Workload, pyfunq: PyFunQ, model: Model, depths: Sequence[int], window: int) -> None:
+Rate = Callable[[], Awaitable[float]]
+
+
+async def measure_depth(
+    workload: Workload,
+    pyfunq: PyFunQ,
+    model: Model,
+    depths: Sequence[int],
+    window: int,
+    measure: Callable[[Rate], Awaitable[float]],
+) -> None:
+    """`measure` calls what it is given once, or again where that was disturbed."""
     async with Ledger(pyfunq.settings) as ledger:
-        for depth in depths:
+
+        async def once(depth: int) -> float:
             await ledger.forget()
             rate, truth = await jobs_a_second(pyfunq, ledger, model, depth, window)
             await ledger.check_counts(truth)
+            return rate
+
+        for depth in depths:
+            rate = await measure(partial(once, depth))
             workload.add(pyfunq.name, model.name, f"{depth:,} queued, jobs/s", rate)
             print(f"  {depth:,} queued: {rate:,.0f} jobs/s", flush=True)
         await ledger.forget()

@@ -1,22 +1,27 @@
 """The workloads (a) to (g): who is asked what, in which order, and what is noted of it."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import asyncpg
 
 from benchmarks.depth import DEPTHS, measure_depth, measure_history
+from benchmarks.disturbance import Disturbance
 from benchmarks.figures import Figures, percentile
 from benchmarks.memory import measure_memory, producer
 from benchmarks.models import Backlog, Model, check, random_rows
-from benchmarks.pyfunq_side import PyFunQ, knows_by_reference
+from benchmarks.pyfunq_side import PyFunQ, PyFunQSession, knows_by_reference
 from benchmarks.report import AT_ONCE, BARE_FLOW, BEFOREHAND, BY_REFERENCE, BY_VALUE, ROWS_A_SECOND
 from benchmarks.script_side import Script
 from benchmarks.servers import Servers
-from benchmarks.sessions import Answers, Session, Side
+from benchmarks.sessions import Answers, Rows, Session, Side
+
+R = TypeVar("R")
 
 CALLERS = 64
 QUICK = (PyFunQ.name, BARE_FLOW)
@@ -36,10 +41,10 @@ class Sizes:
         return self.of(number // 1_000, least // 1_000) * 1_000
 
     def at_once(self, side: Side) -> int:
-        return self.thousands(200_000, 2_000) if side.name in QUICK else self.of(5_000, 200)
+        return self.thousands(200_000, 2_000) if side.name in QUICK else self.of(2_500, 200)
 
     def callers(self, side: Side) -> int:
-        return self.of(40_000, 500) if side.name in QUICK else self.of(4_000, 200)
+        return self.of(20_000, 500) if side.name in QUICK else self.of(2_000, 200)
 
     @property
     def idle_calls(self) -> int:
@@ -81,9 +86,19 @@ class Bench:
     rounds: int
     directory: Path
     """Where the backlogs' files may lie."""
+    disturbances: dict[str, Disturbance] = field(default_factory=dict)
+
+    async def measure(self, name: str, once: Callable[[], Awaitable[R]]) -> R:
+        """For a workload: what `once` returns, undisturbed if possible."""
+        return await self.disturbances.setdefault(name, Disturbance(self.settle)).measure(once)
 
     def only(self, *names: str) -> Figures:
-        return {name: self.figures[name] for name in names if name in self.figures}
+        """With a remark on what the host took."""
+        found = {name: self.figures[name] for name in names if name in self.figures}
+        for name, workload in found.items():
+            if name in self.disturbances:
+                workload.remark(str(self.disturbances[name]))
+        return found
 
     async def settle(self) -> None:
         """Writes out what was measured before, so that nobody pays for another's pages."""
@@ -120,8 +135,7 @@ async def _at_once(bench: Bench, side: Side, session: Session, model: Model) -> 
     rows = random_rows(bench.sizes.at_once(side), seed=10)
     truth, workload = model.truth(rows), bench.figures["a"]
     for beforehand in (False, True) if side.takes_beforehand else (False,):
-        await bench.settle()
-        answers = await session.at_once(rows, beforehand=beforehand)
+        answers = await bench.measure("a", partial(session.at_once, rows, beforehand=beforehand))
         check(f"(a) {side.name}, {model.name}", answers.predictions, truth)
         metric = BEFOREHAND if beforehand else AT_ONCE
         workload.add(side.name, model.name, metric, len(rows) / answers.seconds)
@@ -130,8 +144,7 @@ async def _at_once(bench: Bench, side: Side, session: Session, model: Model) -> 
 
 async def _callers(bench: Bench, side: Side, session: Session, model: Model) -> None:
     rows = random_rows(bench.sizes.callers(side), seed=11)
-    await bench.settle()
-    answers = await session.callers(rows, CALLERS)
+    answers = await bench.measure("b", partial(session.callers, rows, CALLERS))
     check(f"(b) {side.name}, {model.name}", answers.predictions, model.truth(rows))
     bench.figures["b"].add(side.name, model.name, AT_ONCE, len(rows) / answers.seconds)
     _add_latencies(bench, "b", side.name, model, answers)
@@ -139,8 +152,7 @@ async def _callers(bench: Bench, side: Side, session: Session, model: Model) -> 
 
 async def _idle(bench: Bench, side: Side, session: Session, model: Model) -> None:
     rows = random_rows(bench.sizes.idle_calls, seed=12)
-    await bench.settle()
-    answers = await session.callers(rows, 1)
+    answers = await bench.measure("d", partial(session.callers, rows, 1))
     check(f"(d) {side.name}, {model.name}", answers.predictions, model.truth(rows))
     _add_latencies(bench, "d", side.name, model, answers)
 
@@ -171,8 +183,8 @@ async def backlogs(bench: Bench, backlog: Backlog, warm: Backlog) -> None:
 async def _script_backlog(bench: Bench, side: Script, model: Model, backlog: Backlog, warm: Backlog) -> None:
     async with side.serving(model) as session:
         _check_backlog(side.name, model, warm, await session.backlog(warm))
-        await bench.settle()
-        _add_backlog(bench, side.name, model, backlog, await session.backlog(backlog))
+        answers = await bench.measure("c", partial(session.backlog, backlog))
+        _add_backlog(bench, side.name, model, backlog, answers)
 
 
 async def _pyfunq_backlogs(bench: Bench, side: PyFunQ, model: Model, backlog: Backlog, warm: Backlog) -> None:
@@ -180,8 +192,8 @@ async def _pyfunq_backlogs(bench: Bench, side: PyFunQ, model: Model, backlog: Ba
         for by_reference in (False, True) if knows_by_reference() else (False,):
             name = BY_REFERENCE if by_reference else BY_VALUE
             _check_backlog(name, model, warm, await session.backlog(warm, by_reference=by_reference))
-            await bench.settle()
-            _add_backlog(bench, name, model, backlog, await session.backlog(backlog, by_reference=by_reference))
+            answers = await bench.measure("c", partial(session.backlog, backlog, by_reference=by_reference))
+            _add_backlog(bench, name, model, backlog, answers)
 
 
 def _check_backlog(name: str, model: Model, backlog: Backlog, answers: Answers) -> None:
@@ -202,14 +214,21 @@ async def latency_under_backlog(bench: Bench, backlog: Backlog) -> None:
         for model in bench.models:
             say(f"round {round_ + 1}, {model.name}, one caller beside a backlog")
             async with bench.pyfunq.serving(model) as session:
-                async with _worked_off(bench, model, backlog):
-                    answers, rate = await session.beside_a_backlog(rows)
-                await session.ledger.until_done()
-                await session.ledger.check_none_failed()
-                await session.ledger.forget()
+                answers, rate = await bench.measure("e", partial(_beside, bench, session, model, backlog, rows))
             check(f"(e) {model.name}", answers.predictions, model.truth(rows))
             _add_latencies(bench, "e", bench.pyfunq.name, model, answers)
             bench.figures["e"].add(bench.pyfunq.name, model.name, "the backlog meanwhile, rows/s", rate)
+
+
+async def _beside(
+    bench: Bench, session: PyFunQSession, model: Model, backlog: Backlog, rows: Rows
+) -> tuple[Answers, float]:
+    async with _worked_off(bench, model, backlog):
+        found = await session.beside_a_backlog(rows)
+    await session.ledger.until_done()
+    await session.ledger.check_none_failed()
+    await session.ledger.forget()
+    return found
 
 
 @asynccontextmanager
@@ -239,5 +258,5 @@ async def depth(bench: Bench) -> None:
     for round_ in range(bench.rounds):
         say(f"round {round_ + 1}, depth")
         depths = sizes.depths if round_ % 2 == 0 else sizes.depths[::-1]
-        await measure_depth(workload, bench.pyfunq, model, depths, sizes.window)
+        await measure_depth(workload, bench.pyfunq, model, depths, sizes.window, partial(bench.measure, "g"))
     await measure_history(workload, bench.pyfunq, model, sizes.finished, sizes.window, bench.rounds)

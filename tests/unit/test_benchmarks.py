@@ -1,5 +1,6 @@
 """The benchmarks' arithmetic and reports; measuring itself is not tested here."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import arguments, command, write
+from benchmarks.disturbance import Disturbance, Stolen
 from benchmarks.failure import BenchmarkFailed
 from benchmarks.figures import Workload, largest_deviation, percentile, read_figures, write_figures
 from benchmarks.models import check
@@ -109,6 +111,57 @@ def test_table_figures_and_plot_are_written(tmp_path: Path) -> None:
     write({"a": singles(), "d": latency, "g": deep}, tmp_path / "results")
     assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["figures.json", "plot.png", "table.md"]
     assert (tmp_path / "results" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def taken(shares: list[float]) -> Callable[[], Any]:
+    """In the place of the host: what it takes in one attempt after another."""
+    left = iter(shares)
+
+    class Watch:
+        def share(self) -> float:
+            return next(left)
+
+    return Watch
+
+
+@pytest.mark.parametrize(
+    ("shares", "which", "says"),
+    [
+        (
+            [0.02],
+            1,
+            "took 2% of the cores' time at most. Attempts that do not count, because it took more: 0 beside 1.",
+        ),
+        ([0.4, 0.01], 2, "took 1% of the cores' time at most. Attempts that do not count, because it took more: 1"),
+        (
+            [0.2, 0.1, 0.3],
+            2,
+            "took 10% of the cores' time at most. Attempts that do not count, because it took more: 2",
+        ),
+    ],
+)
+async def test_what_was_disturbed_is_measured_again(shares: list[float], which: int, says: str) -> None:
+    attempts, settled = 0, 0
+
+    async def settle() -> None:
+        nonlocal settled
+        settled += 1
+
+    async def once() -> int:
+        nonlocal attempts
+        attempts += 1
+        return attempts
+
+    probes = iter([0.5, 0.0] + [0.0] * len(shares))
+    disturbance = Disturbance(settle, probe=lambda: next(probes), watch=taken(shares))
+    assert await disturbance.measure(once) == which
+    assert attempts == settled == len(shares)
+    assert says in str(disturbance)
+
+
+def test_what_the_host_takes_is_a_share_of_the_time_of_all_cores() -> None:
+    stolen = Stolen()
+    assert 0 <= stolen.share() <= 1
 
 
 def test_wrong_and_missing_results_end_the_run() -> None:
