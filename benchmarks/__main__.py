@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks import venvs, workloads
 from benchmarks.bare_side import BareFlow
 from benchmarks.celery_side import CeleryPeer
+from benchmarks.disturbance import PATIENCE_SECONDS
 from benchmarks.figures import Figures, Workload, read_figures, write_figures
 from benchmarks.http_side import http_peers
 from benchmarks.machine import conditions
@@ -54,6 +55,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="a factor on the numbers of jobs and rows")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE_SECONDS,
+        help="seconds that each measurement waits for a moment in which the host of a virtual machine takes nothing",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="a scaled run writes to `scaled` in it")
     found = parser.parse_args(argv)
     found.only = [name for name in found.only.replace(" ", "").split(",") if name]
@@ -106,7 +113,8 @@ async def prepare(options: argparse.Namespace, servers: Servers, stack: AsyncExi
     worker.rest()
     figures = {name: Workload(name, found) for name in options.only}
     sizes = Sizes(options.scale)
-    return Bench(servers, models, PyFunQ(worker), others, scripts, figures, sizes, options.rounds, directory)
+    sides = (models, PyFunQ(worker), others, scripts)
+    return Bench(servers, *sides, figures, sizes, options.rounds, directory, options.patience)
 
 
 async def run(options: argparse.Namespace, finished: Callable[[Figures], None]) -> None:

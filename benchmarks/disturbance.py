@@ -15,8 +15,9 @@ R = TypeVar("R")
 
 STOLEN_AT_MOST = 0.03
 ATTEMPTS = 3
+PATIENCE_SECONDS = 60.0
 _PROBE_SECONDS = 0.5
-_PATIENCE_SECONDS = 60.0
+_PAUSE_SECONDS = 2.0
 _BLOCK = bytes(1_000_000)
 
 
@@ -55,6 +56,8 @@ class Disturbance:
 
     settle: Callable[[], Awaitable[None]]
     """Before each attempt: nobody is to pay for another's pages."""
+    patience_seconds: float = PATIENCE_SECONDS
+    """How long an attempt waits for a moment without disturbance."""
     probe: Callable[[], float] = _probe
     watch: Callable[[], Stolen] = Stolen
     measured: int = 0
@@ -84,10 +87,12 @@ class Disturbance:
         return best
 
     async def _quiet_moment(self) -> None:
-        """Returns when the cores are one's own, or after a minute in which they never were."""
-        until = time.monotonic() + _PATIENCE_SECONDS
-        while await asyncio.to_thread(self.probe) > STOLEN_AT_MOST and time.monotonic() < until:
-            pass
+        """Returns when the cores are one's own, or when patience ends."""
+        until = time.monotonic() + self.patience_seconds
+        while True:
+            if await asyncio.to_thread(self.probe) <= STOLEN_AT_MOST or time.monotonic() > until:
+                return
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     def __str__(self) -> str:
         return (

@@ -86,11 +86,13 @@ class Bench:
     rounds: int
     directory: Path
     """Where the backlogs' files may lie."""
+    patience_seconds: float
+    """How long each measurement waits for a moment in which the host takes nothing."""
     disturbances: dict[str, Disturbance] = field(default_factory=dict)
 
     async def measure(self, name: str, once: Callable[[], Awaitable[R]]) -> R:
         """For a workload: what `once` returns, undisturbed if possible."""
-        return await self.disturbances.setdefault(name, Disturbance(self.settle)).measure(once)
+        return await self.disturbances.setdefault(name, Disturbance(self.settle, self.patience_seconds)).measure(once)
 
     def only(self, *names: str) -> Figures:
         """With a remark on what the host took."""

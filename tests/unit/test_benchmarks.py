@@ -140,7 +140,9 @@ def taken(shares: list[float]) -> Callable[[], Any]:
         ),
     ],
 )
-async def test_what_was_disturbed_is_measured_again(shares: list[float], which: int, says: str) -> None:
+async def test_what_was_disturbed_is_measured_again(
+    shares: list[float], which: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempts, settled = 0, 0
 
     async def settle() -> None:
@@ -153,10 +155,19 @@ async def test_what_was_disturbed_is_measured_again(shares: list[float], which: 
         return attempts
 
     probes = iter([0.5, 0.0] + [0.0] * len(shares))
+    monkeypatch.setattr("benchmarks.disturbance._PAUSE_SECONDS", 0.0)
     disturbance = Disturbance(settle, probe=lambda: next(probes), watch=taken(shares))
     assert await disturbance.measure(once) == which
     assert attempts == settled == len(shares)
     assert says in str(disturbance)
+
+
+async def test_patience_ends() -> None:
+    async def done() -> str:
+        return "done"
+
+    disturbance = Disturbance(done, 0.0, probe=lambda: 1.0, watch=taken([0.0]))
+    assert await disturbance.measure(done) == "done"
 
 
 def test_what_the_host_takes_is_a_share_of_the_time_of_all_cores() -> None:
