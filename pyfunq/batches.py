@@ -35,7 +35,7 @@ from pyfunq.submitting import Submitter
 if TYPE_CHECKING:
     import pandas as pd
 
-_POLL_SECONDS = 0.2
+_SOONEST_SECONDS, _LATEST_SECONDS = 0.02, 0.2
 _RESULTS_AT_ONCE = 1_000
 _RESULT_BYTES_AT_ONCE = 8 * 1024 * 1024
 
@@ -267,7 +267,8 @@ class AsyncBatches:
         timeout: float | None,  # noqa: ASYNC109
         tell: Callable[[Batch], None],
     ) -> Batch:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        begun = time.monotonic()
+        deadline = None if timeout is None else begun + timeout
         while True:
             asked = time.monotonic()
             now = await self.get_batch(batch)
@@ -278,8 +279,8 @@ class AsyncBatches:
                 raise SubmissionStopped(stopped_text(now))
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeout(f"batch {now.id} was not finished after {timeout:g} s; it goes on")
-            # Counting a large batch takes a while; waiting for it must not be what keeps Postgres busy.
-            await asyncio.sleep(max(_POLL_SECONDS, 10 * (time.monotonic() - asked)))
+            answered = time.monotonic()
+            await asyncio.sleep(pause_seconds(answered - begun, answered - asked))
 
     async def batch_results(self, batch: Batch | UUID | str) -> AsyncIterator[BatchPart]:
         """A finished batch's results in input order, a job's share at a time, in constant memory."""
@@ -321,6 +322,14 @@ class AsyncBatches:
         batch_id = batch_id_of(batch)
         await self._ledger.cancel_batch(batch_id)
         return await self._ledger.batch(batch_id)
+
+
+def pause_seconds(waited: float, asking: float) -> float:
+    """Until a batch is asked for again, after a wait of so long: a small one is known to have ended almost at once.
+
+    Counting a large one takes a while (`asking`); waiting for it must not be what keeps Postgres busy.
+    """
+    return max(_SOONEST_SECONDS, min(waited / 20, _LATEST_SECONDS), 10 * asking)
 
 
 def stopped_text(batch: Batch) -> str:

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from pyfunq import waiting
+from pyfunq.batches import pause_seconds
 from pyfunq.errors import LedgerUnavailable
 from pyfunq.ids import new_id
 from pyfunq.waiting import FinishedJobs
@@ -120,3 +121,17 @@ async def test_any_of_several(finished: FinishedJobs, ledger: Ledger) -> None:
     assert await waiter == set(ids[1:])
     assert not finished._waiters
     assert await finished.any_of([new_id()], 0.01) == set()
+
+
+@pytest.mark.parametrize(
+    ("waited", "asking", "pause"),
+    [
+        (0.0, 0.001, 0.02),  # a small batch is known to have ended almost at once
+        (1.0, 0.001, 0.05),
+        (60.0, 0.001, 0.2),
+        (0.0, 0.05, 0.5),  # one that takes long to count is not counted all the time
+        (60.0, 0.05, 0.5),
+    ],
+)
+def test_a_batch_is_asked_for_the_more_rarely_the_longer_it_takes(waited: float, asking: float, pause: float) -> None:
+    assert pause_seconds(waited, asking) == pytest.approx(pause)
