@@ -70,7 +70,7 @@ class BatchLedger(ABC):
         return await self._fetchrow("resume_batch", batch_id) is not None
 
     async def keep_batch_alive(self, batch_id: UUID) -> bool:
-        """Notes that the batch's producer lives; False if submitting was ended by somebody else."""
+        """Notes that the batch's producer lives; False if somebody ended the batch."""
         return await self._fetchrow("keep_batch_alive", batch_id) is not None
 
     async def cancel_batch(self, batch_id: UUID) -> list[UUID]:

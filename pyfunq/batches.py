@@ -228,7 +228,8 @@ class AsyncBatches:
     async def _note_the_end(self, batch_id: UUID, exc: BaseException, is_file: bool, resumed: bool) -> None:
         said = exc.message if isinstance(exc, PyFunQError) else type(exc).__name__
         is_at_fault = isinstance(exc, PyFunQError) and exc.fault == "caller"
-        if is_file and (resumed or not is_at_fault):
+        was_ended = isinstance(exc, SubmissionStopped)  # and what was being committed meanwhile ends with it
+        if is_file and not was_ended and (resumed or not is_at_fault):
             exc.add_note(f"what was accepted goes on; submit_batch(..., resume={str(batch_id)!r}) submits the rest")
             await self._ledger.stop_batch(batch_id, JobError(code=STOPPED, message=f"submitting stopped: {said}"))
             return

@@ -58,7 +58,6 @@ class Feed:
         self._ids = ids
         self._jobs_at_once = min(_REFERENCES_AT_ONCE, max_queued_jobs) if cut.by_reference else 1
         self._rows_taken = self._rows_committed = 0
-        self._ended_elsewhere = False
         self._submitting: set[asyncio.Task[Any]] = set()
 
     async def run(
@@ -66,16 +65,16 @@ class Feed:
     ) -> None:
         """Returns when every chunk is committed; one that was is not submitted again.
 
-        Raises when nothing more is being committed.
+        Raises when nothing more is being committed: SubmissionStopped where somebody else ended the batch.
         """
-        beating = asyncio.create_task(self._beat())
         try:
-            await self._submit_all(chunks, resumed, on_progress)
+            async with asyncio.TaskGroup() as tasks:
+                beating = tasks.create_task(self._beat())
+                await self._submit_all(chunks, resumed, on_progress)
+                beating.cancel()
         except ExceptionGroup as group:
-            # What one chunk ran into is what the caller is told, not a group of the others' cancellations.
-            raise group.exceptions[0] from None
+            raise _first_of(group) from None
         finally:
-            beating.cancel()
             if self._submitting:
                 await asyncio.wait(self._submitting)
 
@@ -102,8 +101,6 @@ class Feed:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await room.acquire()
-                if self._ended_elsewhere:
-                    raise SubmissionStopped(f"batch {self._batch_id} was cancelled while it was being submitted")
                 group, ids = await asyncio.to_thread(self._next, numbered)
                 if not group:
                     break
@@ -166,7 +163,16 @@ class Feed:
         return pages
 
     async def _beat(self) -> None:
-        while not self._ended_elsewhere:
+        """Raises SubmissionStopped once the batch was ended, for those who wait for room as well."""
+        lives = True
+        while lives:
             await asyncio.sleep(_BEAT_SECONDS)
             with suppress(PyFunQError):  # its commits meet the same trouble, and say so
-                self._ended_elsewhere = not await self._ledger.keep_batch_alive(self._batch_id)
+                lives = await self._ledger.keep_batch_alive(self._batch_id)
+        raise SubmissionStopped(f"batch {self._batch_id} was cancelled while it was being submitted")
+
+
+def _first_of(group: ExceptionGroup[Exception]) -> Exception:
+    """What one chunk ran into: the caller is told of that, not of a group of the others' cancellations."""
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, ExceptionGroup) else first

@@ -460,8 +460,10 @@ WHERE id = $1 AND submitted_at IS NULL AND (error_code IS NULL OR error_code = '
 RETURNING id
 
 -- name: keep_batch_alive
--- Says that a batch's producer lives.
-UPDATE batch SET seen_at = now() WHERE id = $1 AND error_code IS NULL RETURNING id
+-- Says that a batch's producer lives, also where another one that submitted it as well has stopped.
+UPDATE batch SET seen_at = now(), error_code = NULL, error_message = NULL
+WHERE id = $1 AND (error_code IS NULL OR error_code = 'submission_stopped')
+RETURNING id
 
 -- name: chunks_there
 -- Which chunks of a batch, from index $2 to $3, are committed.

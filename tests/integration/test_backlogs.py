@@ -428,6 +428,74 @@ async def test_a_producer_gives_a_sign_of_life_and_hears_of_a_cancellation(
             await client.submit_batch(ANY, rows, resume=done)
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_nothing_is_left_queued_of_a_batch_that_was_cancelled_while_chunks_were_on_their_way(
+    settings: Settings,
+    connection: asyncpg.Connection,
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., Any],
+    resumed: bool,
+) -> None:
+    may_hear, keep_alive = asyncio.Event(), Ledger.keep_batch_alive
+
+    async def heard_later(self: Ledger, batch_id: UUID) -> bool:
+        await may_hear.wait()
+        return await keep_alive(self, batch_id)
+
+    monkeypatch.setattr("pyfunq.feed._BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("pyfunq.admission._FIRST_HINT_SECONDS", 0.05)
+    monkeypatch.setattr(Ledger, "keep_batch_alive", heard_later)
+    async with AsyncClient(settings.model_copy(update={"max_queued_jobs": 3})) as client:
+        opened: list[Any] = []
+        begun = asyncio.create_task(client.submit_batch(ANY, rows, chunk_rows=10, on_open=opened.append))
+
+        async def full() -> bool:
+            queued = "SELECT count(*) FROM job WHERE batch_id = $1 AND status = 'queued'"
+            return bool(opened) and await connection.fetchval(queued, opened[0]) == 3
+
+        await eventually("the lane is full", full)
+        submit = begun
+        if resumed:
+            begun.cancel()
+            await asyncio.wait([begun])
+            submit = asyncio.create_task(client.submit_batch(ANY, rows, resume=opened[0]))
+            await eventually("it goes on", lambda: is_open(client, opened[0]))
+        await client.cancel_batch(opened[0])
+        await eventually("more has come in", full)
+        may_hear.set()
+        with pytest.raises(SubmissionStopped, match="cancelled"):
+            await submit
+        done = await client.wait_batch(opened[0], 5)
+        assert set(done.counts) == {JobStatus.CANCELLED}
+        assert done.error is not None
+        assert done.error.code == "job_cancelled"
+
+
+async def is_open(client: AsyncClient, batch: UUID) -> bool:
+    return (await client.get_batch(batch)).error is None
+
+
+async def test_a_producer_that_is_interrupted_does_not_end_what_another_one_submits(
+    settings: Settings, rows: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr("pyfunq.feed._BEAT_SECONDS", 0.05)
+    async with AsyncClient(settings.model_copy(update={"max_queued_jobs": 3})) as client:
+        opened: list[Any] = []
+        first = asyncio.create_task(client.submit_batch(ANY, rows, chunk_rows=10, on_open=opened.append))
+        await eventually("it is open", lambda: opened)
+        heard: list[Any] = []
+        second = asyncio.create_task(client.submit_batch(ANY, rows, resume=opened[0], on_open=heard.append))
+        await eventually("another one submits it as well", lambda: heard)
+        second.cancel()
+        await asyncio.wait([second])
+        await eventually("the first one is heard again", lambda: is_open(client, opened[0]))
+        assert not first.done()
+        await client.cancel_batch(opened[0])
+        with pytest.raises(SubmissionStopped):
+            await first
+
+
 async def test_what_fails_by_its_data_is_withdrawn(client: AsyncClient) -> None:
     def frames() -> Iterator[pd.DataFrame]:
         yield pd.DataFrame({"x": range(10)})
