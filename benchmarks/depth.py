@@ -89,6 +89,8 @@ async def jobs_a_second(
 
 
 Rate = Callable[[], Awaitable[float]]
+Measure = Callable[[Rate], Awaitable[float]]
+"""Calls what it is given once, or again where that was disturbed; what was written before is on disk then."""
 
 
 async def measure_depth(
@@ -97,9 +99,8 @@ async def measure_depth(
     model: Model,
     depths: Sequence[int],
     window: int,
-    measure: Callable[[Rate], Awaitable[float]],
+    measure: Measure,
 ) -> None:
-    """`measure` calls what it is given once, or again where that was disturbed."""
     async with Ledger(pyfunq.settings) as ledger:
 
         async def once(depth: int) -> float:
@@ -116,7 +117,13 @@ async def measure_depth(
 
 
 async def measure_history(
-    workload: Workload, pyfunq: PyFunQ, model: Model, finished: int, window: int, rounds: int
+    workload: Workload,
+    pyfunq: PyFunQ,
+    model: Model,
+    finished: int,
+    window: int,
+    rounds: int,
+    measure: Measure,
 ) -> None:
     """The ledger is filled once; every round finds its jobs and those of the rounds before in it."""
     async with Ledger(pyfunq.settings) as ledger:
@@ -125,9 +132,14 @@ async def measure_history(
         begun = time.perf_counter()
         await add_finished(ledger, finished)
         print(f"  {finished:,} finished jobs added in {time.perf_counter() - begun:,.0f} s", flush=True)
-        for _ in range(rounds):
+
+        async def once() -> float:
             rate, _ = await jobs_a_second(pyfunq, ledger, model, DEPTH_WITH_HISTORY, window)
             await ledger.check_none_failed()
+            return rate
+
+        for _ in range(rounds):
+            rate = await measure(once)
             title = f"{DEPTH_WITH_HISTORY:,} queued, {finished:,} finished, jobs/s"
             workload.add(pyfunq.name, model.name, title, rate)
             print(f"  {title}: {rate:,.0f}", flush=True)

@@ -257,8 +257,9 @@ async def memory(bench: Bench) -> None:
 async def depth(bench: Bench) -> None:
     """(g), with the first model."""
     workload, model, sizes = bench.figures["g"], bench.models[0], bench.sizes
+    measure = partial(bench.measure, "g")
     for round_ in range(bench.rounds):
         say(f"round {round_ + 1}, depth")
         depths = sizes.depths if round_ % 2 == 0 else sizes.depths[::-1]
-        await measure_depth(workload, bench.pyfunq, model, depths, sizes.window, partial(bench.measure, "g"))
-    await measure_history(workload, bench.pyfunq, model, sizes.finished, sizes.window, bench.rounds)
+        await measure_depth(workload, bench.pyfunq, model, depths, sizes.window, measure)
+    await measure_history(workload, bench.pyfunq, model, sizes.finished, sizes.window, bench.rounds, measure)
