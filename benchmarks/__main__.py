@@ -110,7 +110,7 @@ async def prepare(options: argparse.Namespace, servers: Servers, stack: AsyncExi
     worker = Worker("pyfunq", servers.settings(await new_ledger(servers.database, "ledger"), 1))
     stack.callback(worker.stop)
     await worker.ready()
-    worker.rest()
+    await worker.rest()
     figures = {name: Workload(name, found) for name in options.only}
     sizes = Sizes(options.scale)
     sides = (models, PyFunQ(worker), others, scripts)

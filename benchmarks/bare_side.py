@@ -24,7 +24,11 @@ PAGE = 1_000
 PAGES_IN_FLIGHT = 2
 ID_BYTES = 16
 _MODEL = "model"
-_OPEN = "SELECT EXISTS (SELECT FROM job WHERE status <> 'succeeded')"
+# While jobs are queued the index on pages serves; what is running has none.
+_OPEN = (
+    "SELECT EXISTS (SELECT FROM job WHERE status = 'queued' AND page >= '00000000-0000-0000-0000-000000000000') "
+    "OR EXISTS (SELECT FROM job WHERE status <> 'succeeded')"
+)
 _READ = "SELECT id, prediction FROM job WHERE id = ANY ($1::uuid[])"
 
 

@@ -101,7 +101,7 @@ async def run(turns: int) -> None:
         worker = Worker("pyfunq", servers.settings(ledger, REDIS_OF_PYFUNQ))
         try:
             await worker.ready()
-            worker.rest()
+            await worker.rest()
             for model in models:
                 await compare(PyFunQ(worker), bare, model, turns, servers)
         finally:

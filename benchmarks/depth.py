@@ -28,6 +28,10 @@ _COLUMNS = (
     "SELECT quote_ident(column_name) FROM information_schema.columns "
     "WHERE table_name = 'job' AND column_name NOT IN ('id', 'page_id') AND is_generated = 'NEVER'"
 )
+_FILLED = (
+    "SELECT option_value::integer FROM pg_class, pg_options_to_table(reloptions) "
+    "WHERE oid = 'job'::regclass AND option_name = 'fillfactor'"
+)
 
 
 class Steady:
@@ -81,9 +85,10 @@ async def jobs_a_second(
         Steady(client, redis, model, inputs) as steady,
     ):
         await steady.submit(depth + IN_HAND)
-        with pyfunq.worker.turn(), no_collections():
-            await steady.finish(window // 4)
-            seconds = await steady.finish(window)
+        async with pyfunq.worker.turn():
+            with no_collections():
+                await steady.finish(window // 4)
+                seconds = await steady.finish(window)
             await ledger.until_done()
     return window / seconds, np.resize(model.truth(rows), steady.submitted)
 
@@ -147,7 +152,13 @@ async def measure_history(
 
 
 async def add_finished(ledger: Ledger, jobs: int) -> None:
-    """Copies of a finished job, older than any other, with ids as the client makes them (time first)."""
+    """Copies of a finished job, older than any other, with ids as the client makes them (time first).
+
+    Their pages are full. At the fill factor that leaves room for updates, equal rows would leave each page space for
+    just one new job, so that every job would read, change and log a page of its own, as in no ledger that grew.
+    """
+    filled = await ledger.connection.fetchval(_FILLED)
+    await ledger.connection.execute("ALTER TABLE job SET (fillfactor = 100)")
     columns = ", ".join(row[0] for row in await ledger.connection.fetch(_COLUMNS))
     one = await ledger.connection.fetchval("SELECT id FROM job WHERE status = 'succeeded' LIMIT 1")
     identifier = "(lpad(to_hex(1600000000000 + n / 10), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid"
@@ -160,5 +171,6 @@ async def add_finished(ledger: Ledger, jobs: int) -> None:
                 f"INSERT INTO {table} ({', '.join(ids)}, {copied}) SELECT {made}, {copied} FROM {numbers}, {original}"  # noqa: S608
             )
             await ledger.connection.execute(statement, timeout=3600)
+    await ledger.connection.execute(f"ALTER TABLE job SET (fillfactor = {filled})")
     await ledger.connection.execute("VACUUM (ANALYZE) job, job_input", timeout=3600)
     await asyncio.sleep(1)

@@ -75,7 +75,7 @@ async def measure_memory(
             answers, highest = await _watched(asyncio.gather(*(_finished(one) for one in running)), servers, redis)
             after = weights(servers, redis)
         begun = time.perf_counter()
-        with pyfunq.worker.turn():
+        async with pyfunq.worker.turn():
             await ledger.until_done()
             seconds = time.perf_counter() - begun
             worker = max(peak_bytes(process.pid) for process in pyfunq.worker.processes())

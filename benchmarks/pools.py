@@ -71,7 +71,7 @@ async def ask(side: PyFunQ, models: dict[str, Model]) -> dict[str, float]:
             found[f"{TITLES[kind]}, {CALLERS} callers, jobs/s"] = CALLS / answers.seconds
     rows = random_rows(BACKLOG_ROWS, seed=12)
     truth = models[NETWORK].truth(rows)
-    with side.worker.turn():
+    async with side.worker.turn():
         async with AsyncClient(side.settings) as client, Ledger(side.settings) as ledger:
             session = PyFunQSession(client, ledger, models[NETWORK])
             await backlog_rows_a_second(session, models[NETWORK], as_frame(rows[:20_000]), truth[:20_000])
@@ -86,7 +86,7 @@ async def measure(sides: dict[str, PyFunQ], models: dict[str, Model], rounds: in
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for side in sides.values():
         await side.worker.ready()
-        side.worker.rest()
+        await side.worker.rest()
     for number in range(rounds):
         for name, side in list(sides.items())[:: 1 if number % 2 == 0 else -1]:
             figures[name].append(await ask(side, models))

@@ -17,13 +17,13 @@ from typing import Any
 import asyncpg
 
 from benchmarks.models import FEATURES, LOGISTIC, random_rows, register, split_inputs
+from benchmarks.pyfunq_side import OPEN
 from benchmarks.servers import Worker, embedded_servers, new_ledger, paused
 from pyfunq.client import AsyncClient
 
 MODEL = "models:/logistic/1"
 NEVER = "1000000"
 OFF = dict.fromkeys(("PYFUNQ_HEARTBEAT_SECONDS", "PYFUNQ_RESCUE_SECONDS", "PYFUNQ_STALE_SECONDS"), NEVER)
-_OPEN = "SELECT EXISTS (SELECT FROM job WHERE status = 'queued') OR EXISTS (SELECT FROM job WHERE status = 'running')"
 
 
 class Side(Worker):
@@ -36,7 +36,7 @@ class Side(Worker):
             begun = time.monotonic()
             for at in range(0, len(inputs), 1000):
                 await client.submit_many(MODEL, inputs[at : at + 1000])
-            while await connection.fetchval(_OPEN):  # noqa: ASYNC110  nothing tells of the last of many jobs
+            while await connection.fetchval(OPEN):  # noqa: ASYNC110  nothing tells of the last of many jobs
                 await asyncio.sleep(0.02)
             seconds = time.monotonic() - begun
         succeeded = await connection.fetchval("SELECT count(*) FROM job WHERE status = 'succeeded'")

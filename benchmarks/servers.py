@@ -5,9 +5,9 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ from pyfunq.settings import Settings
 
 PROCESSES = 2
 READY_SECONDS = 60.0
+_IN_TRANSACTION = (
+    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL "
+    "AND backend_type = 'client backend' AND pid <> pg_backend_pid())"
+)
 ROOT = Path(__file__).parents[1]
 
 
@@ -202,12 +206,21 @@ class Worker:
         children: list[psutil.Process] = psutil.Process(self.programs[0].pid).children()
         return children
 
-    def rest(self) -> None:
-        """Stands still from now on, until its next turn."""
+    async def rest(self) -> None:
+        """Stands still from now on, until its next turn; not in a transaction, for whose locks others would wait."""
+        connection = await asyncpg.connect(self.settings.database)
+        deadline = time.monotonic() + READY_SECONDS
         self._resting = suspend(self.programs)
+        while await connection.fetchval(_IN_TRANSACTION):
+            if time.monotonic() > deadline:
+                raise BenchmarkFailed(f"the worker {self.name!r} does not end its transaction")
+            resume(self._resting)
+            await asyncio.sleep(0.05)
+            self._resting = suspend(self.programs)
+        await connection.close()
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
         resume(self._resting)
         self._resting = []
         try:
@@ -215,7 +228,7 @@ class Worker:
                 program.check()
             yield
         finally:
-            self.rest()
+            await self.rest()
 
     def stop(self) -> None:
         resume(self._resting)
