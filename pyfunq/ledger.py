@@ -227,6 +227,10 @@ class Ledger(BatchLedger, ModelLedger, KeyLedger, WebhookLedger, MetricLedger):
         rows = await self._fetch("claim", page_id, worker_id, max_jobs, max_rows, max_bytes)
         return sorted(map(ClaimedJob._make, rows))
 
+    async def is_there(self, job_id: UUID) -> bool:
+        """Whether the job was accepted."""
+        return bool(await self._fetch("is_there", job_id))
+
     async def finish(self, worker_id: UUID, outcomes: Sequence[Outcome]) -> set[UUID]:
         """Records outcomes in one statement; returns the ids that were still this worker's to record."""
         ids, attempts = [o.job.id for o in outcomes], [o.job.attempt for o in outcomes]

@@ -12,6 +12,12 @@ from pyfunq.lanes import first_queue, lane_of, own_of
 
 TASK_PREDICT = "pyfunq.predict"
 
+EARLY = "early"
+"""Header of a message that was sent while its page was being committed."""
+
+EARLY_SECONDS = 0.02
+"""So long a worker looks for the page of such a message; a page that took longer than half of it gets another one."""
+
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -19,7 +25,7 @@ def queue_of(page: Page) -> str:
     return first_queue(page.queue) if page.first else page.queue
 
 
-def message_of(page: Page) -> bytes:
+def message_of(page: Page, *, early: bool = False) -> bytes:
     """What `send_task` would push, at a tenth of its price: the beat, Flower and any Celery worker read it likewise."""
     page_id, queue = str(page.id), queue_of(page)
     shown = {
@@ -45,6 +51,7 @@ def message_of(page: Page) -> bytes:
                 "root_id": page_id,
                 "parent_id": None,
                 **shown,
+                **({EARLY: True} if early else {}),
                 "origin": f"pyfunq{os.getpid()}@{socket.gethostname()}",
                 "ignore_result": True,
                 "replaced_task_nesting": 0,

@@ -64,16 +64,19 @@ class AsyncPublisher:
         self._redis = AsyncRedis.from_url(redis_url, retry=AsyncRetry(NoBackoff(), 1), **_OPTIONS)
         self._chosen: dict[str, int] = {}
 
-    async def publish(self, pages: Sequence[Page]) -> None:
-        """Raises QueueUnavailable; which of the pages were sent is unknown then, and rescue publishes the others."""
+    async def publish(self, pages: Sequence[Page], *, early: bool = False) -> None:
+        """Raises QueueUnavailable; which of the pages were sent is unknown then, and rescue publishes the others.
+
+        `early`: the pages are being committed.
+        """
         try:
             if len(pages) == 1:
-                await self._redis.lpush(queue_of(pages[0]), message_of(pages[0]))
+                await self._redis.lpush(queue_of(pages[0]), message_of(pages[0], early=early))
                 return
             for at in range(0, len(pages), _AT_ONCE):
                 async with self._redis.pipeline(transaction=False) as pipe:
                     for page in pages[at : at + _AT_ONCE]:
-                        pipe.lpush(queue_of(page), message_of(page))
+                        pipe.lpush(queue_of(page), message_of(page, early=early))
                     await pipe.execute()
         except (RedisError, OSError) as exc:
             raise _unavailable(exc) from exc

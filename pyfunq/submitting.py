@@ -1,7 +1,12 @@
-"""Group commit: concurrent submits of one process share a transaction and a message, an idle one waits for nobody."""
+"""Group commit: concurrent submits of one process share a transaction and a message, an idle one waits for nobody.
+
+A message is a hint. Where commits are quick it is sent while its page is being committed, so that both take their time
+at once, and a worker that finds no page looks again for a moment; where a commit turns out slow, it is sent again.
+"""
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +19,7 @@ from pyfunq.errors import AcceptanceUnknown, IdempotencyConflict, LedgerUnavaila
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.ids import new_id
 from pyfunq.ledger import Ledger
+from pyfunq.message import EARLY_SECONDS
 from pyfunq.publishing import AsyncPublisher, sending
 
 log = logging.getLogger(__name__)
@@ -21,6 +27,8 @@ log = logging.getLogger(__name__)
 _FLUSH_JOBS = 5_000
 _FLUSH_BYTES = 16 * 1024 * 1024
 _PAGE_JOBS = 1_000
+_QUICK_SECONDS = EARLY_SECONDS / 2
+_EARLY_JOBS = 200
 _TRY_AGAIN_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 # No connection could be opened, so no statement was sent.
 _NEVER_SENT = (
@@ -38,7 +46,7 @@ _Group = tuple[Sequence[NewJob], asyncio.Future[dict[UUID, UUID]]]
 class Submitter:
     """Gathers jobs while a flush is under way and commits them with the next; then publishes their pages.
 
-    A job is accepted when its transaction is committed. Publishing comes after: when it fails, rescue does it.
+    A job is accepted when its transaction is committed. When publishing fails, rescue does it.
     """
 
     def __init__(self, ledger: Ledger, publisher: AsyncPublisher, *, keys_last_seconds: float = 86_400.0) -> None:
@@ -48,6 +56,7 @@ class Submitter:
         self._waiting: list[_Group] = []
         self._flushing: asyncio.Task[None] | None = None
         self._publishing: set[asyncio.Task[None]] = set()
+        self._is_quick = False
         self.accepted: Callable[[Sequence[Page]], None] = lambda _: None
         """Told of what was committed."""
 
@@ -99,7 +108,13 @@ class Submitter:
         return taken
 
     async def _flush(self, groups: list[_Group]) -> None:
-        placed, pages = paginate([job for group, _ in groups for job in group])
+        everything = [job for group, _ in groups for job in group]
+        early = self._is_quick and _may_go_early(everything)
+        placed, pages = paginate(everything, by_first_job=early)
+        begun = time.monotonic()
+        if early:
+            self._start_publishing(pages, early=True)
+        self._is_quick = False
         try:
             others = await self._commit(placed)
         except Exception as exc:  # it belongs to those who wait, whatever it is
@@ -107,13 +122,13 @@ class Submitter:
                 if not committed.done():
                     committed.set_exception(exc)
             return
+        self._is_quick = time.monotonic() - begun < _QUICK_SECONDS
         reach(FaultPoint.BEFORE_PUBLISH)
         if others:
             pages = _without(pages, placed, others)
-        task = asyncio.create_task(self.publish(pages))
-        self._publishing.add(task)
-        task.add_done_callback(self._publishing.discard)
-        await sending()  # a worker need not wait until all callers have had their turn
+        if not (early and self._is_quick):
+            self._start_publishing(pages)
+            await sending()  # a worker need not wait until all callers have had their turn
         for jobs, committed in groups:
             if not committed.done():
                 _tell(jobs, others, committed)
@@ -146,18 +161,24 @@ class Submitter:
     async def _keys(self, keys: Sequence[str]) -> Keys:
         return await self._ledger.keys(keys, last_seconds=self._keys_last_seconds) if keys else {}
 
-    async def publish(self, pages: Sequence[Page]) -> None:
-        """Sends the messages of committed jobs; what cannot be sent now is left to rescue."""
+    def _start_publishing(self, pages: Sequence[Page], *, early: bool = False) -> None:
+        task = asyncio.create_task(self.publish(pages, early=early))
+        self._publishing.add(task)
+        task.add_done_callback(self._publishing.discard)
+
+    async def publish(self, pages: Sequence[Page], *, early: bool = False) -> None:
+        """Sends the messages of jobs; what cannot be sent now is left to rescue. `early`: they are being committed."""
         try:
-            await self._publisher.publish(pages)
+            await self._publisher.publish(pages, early=early)
         except QueueUnavailable as exc:
             log.warning("%d accepted jobs wait for rescue to publish them: %s", sum(p.jobs for p in pages), exc)
 
 
-def paginate(jobs: Sequence[NewJob]) -> tuple[list[tuple[UUID, NewJob]], list[Page]]:
+def paginate(jobs: Sequence[NewJob], *, by_first_job: bool = False) -> tuple[list[tuple[UUID, NewJob]], list[Page]]:
     """Puts jobs on pages of one model and queue, or on those that they name.
 
-    Other chunks of a batch, and single jobs, get a page, and its id, each.
+    Other chunks of a batch, and single jobs, get a page, and its id, each. `by_first_job`: any page has its first job's
+    id, by which a worker can tell whether it is committed; otherwise the id is new, for ids in a queue grow with time.
     """
     shelves: dict[tuple[str, ...] | UUID, list[NewJob]] = {}
     groups: list[list[NewJob]] = []
@@ -175,10 +196,15 @@ def paginate(jobs: Sequence[NewJob]) -> tuple[list[tuple[UUID, NewJob]], list[Pa
     placed: list[tuple[UUID, NewJob]] = []
     pages: list[Page] = []
     for group in groups:
-        page_id = group[0].page_id or (group[0].id if len(group) == 1 else new_id())
+        page_id = group[0].page_id or (group[0].id if by_first_job or len(group) == 1 else new_id())
         placed.extend((page_id, job) for job in group)
         pages.append(Page(id=page_id, model_uri=group[0].model_uri, queue=group[0].queue, jobs=len(group)))
     return placed, pages
+
+
+def _may_go_early(jobs: Sequence[NewJob]) -> bool:
+    """Whether all the jobs will be there soon."""
+    return len(jobs) <= _EARLY_JOBS and not any(job.batch_id or job.idempotency_key for job in jobs)
 
 
 def _tell(

@@ -16,29 +16,30 @@ Claim = Future[list[ClaimedJob]]
 Writing = Callable[[], list[str]]
 
 
-def run_page(process: WorkerProcess, page_id: UUID, queue: str | None = None) -> str:
+def run_page(process: WorkerProcess, page_id: UUID, queue: str | None = None, *, early: bool = False) -> str:
     """Predicts what the page has and what may come along, until it is empty or others go first.
 
-    `queue`: whose message this is. Returns a line for operators.
+    `queue`: whose message this is. `early`: the page may be in the middle of its commit. Returns a line for operators.
     """
     reach(FaultPoint.BEFORE_CLAIM)
-    words = PageRun(process, page_id, queue).run()
+    words = PageRun(process, page_id, queue, early=early).run()
     return ", ".join(f"{n} {what}" for what, n in sorted(words.items())) or "its jobs went with another message"
 
 
 class PageRun:
     """The main thread predicts; claims and results are the event loop's, one of each at a time."""
 
-    def __init__(self, process: WorkerProcess, page_id: UUID, queue: str | None) -> None:
+    def __init__(self, process: WorkerProcess, page_id: UUID, queue: str | None, *, early: bool) -> None:
         self._process = process
         self._page_id = page_id
         self._queue = queue
+        self._early = early
         self._words: Counter[str] = Counter()
         self._writing: Writing | None = None
         self._ahead: Claim | None = None
 
     def run(self) -> Counter[str]:
-        jobs, may_have_more = self._claimed(self._process.start_claim(self._page_id))
+        jobs, may_have_more = self._claimed(self._process.start_claim(self._page_id, early=self._early))
         try:
             while jobs:
                 self._predict(jobs, may_have_more)

@@ -24,6 +24,7 @@ from pyfunq.job import JobError, JobStatus
 from pyfunq.lanes import moved, own_of, queues_before
 from pyfunq.ledger import Ledger
 from pyfunq.local import identity
+from pyfunq.message import EARLY_SECONDS
 from pyfunq.migrate import require_current
 from pyfunq.publishing import Publisher, sending
 from pyfunq.settings import Settings
@@ -53,6 +54,7 @@ _PATIENCE_SECONDS = 300.0
 # Below worker_proc_alive_timeout, after which Celery kills a child that has not started.
 _STARTING_SECONDS = 90.0
 _CLOSING_SECONDS = 2.0
+_LOOK_AGAIN_SECONDS = 0.0005
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
@@ -168,9 +170,24 @@ class WorkerProcess:
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         return self._loop.run(coroutine)
 
-    def start_claim(self, page_id: UUID) -> "Future[list[ClaimedJob]]":
-        """Takes jobs of a page, waiting while Postgres is away; `claimed` says which."""
-        return self._loop.start(self._patient(lambda: self._claim(page_id)))
+    def start_claim(self, page_id: UUID, *, early: bool = False) -> "Future[list[ClaimedJob]]":
+        """Takes jobs of a page, waiting while Postgres is away; `claimed` says which.
+
+        `early`: the page may be in the middle of its commit.
+        """
+        claim = self._claim_early if early else self._claim
+        return self._loop.start(self._patient(lambda: claim(page_id)))
+
+    async def _claim_early(self, page_id: UUID) -> list[ClaimedJob]:
+        """Where its jobs went with another page's they are there."""
+        give_up = time.monotonic() + EARLY_SECONDS
+        if jobs := await self._claim(page_id):
+            return jobs
+        while not await self.ledger.is_there(page_id):
+            if time.monotonic() > give_up:
+                return []
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        return await self._claim(page_id)
 
     async def _claim(self, page_id: UUID) -> list[ClaimedJob]:
         s = self.settings

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from celery import Celery, Task
 
-from pyfunq.message import TASK_PREDICT
+from pyfunq.message import EARLY, TASK_PREDICT
 from pyfunq.queue import TASK_REGISTRY_WATCH, TASK_RESCUE
 
 if TYPE_CHECKING:
@@ -22,14 +22,15 @@ def register(app: Celery, process: "Callable[[], WorkerProcess]") -> None:
     """Adds the tasks to the app; `process` gives this process's WorkerProcess, made when it is first needed."""
 
     # Celery sends a message again whose process died, with this delay; what had been claimed is rescue's business.
-    @app.task(name=TASK_PREDICT, bind=True, max_retries=3, default_retry_delay=1)
+    @app.task(name=TASK_PREDICT, bind=True, shared=False, max_retries=3, default_retry_delay=1)
     def predict(task: Task, page_id: str) -> str:
         """Predicts the queued jobs of a page. The page's id is all that is believed of a message."""
         from worker.page_run import run_page
 
-        return run_page(process(), UUID(page_id), task.request.delivery_info.get("routing_key"))
+        queue, early = task.request.delivery_info.get("routing_key"), bool(task.request.get(EARLY))
+        return run_page(process(), UUID(page_id), queue, early=early)
 
-    @app.task(name=TASK_REGISTRY_WATCH)
+    @app.task(name=TASK_REGISTRY_WATCH, shared=False)
     def registry_watch(at_once: bool = False) -> str:
         """`at_once`: although another may have run just now."""
         from worker import upkeep
@@ -39,7 +40,7 @@ def register(app: Celery, process: "Callable[[], WorkerProcess]") -> None:
             return _ELSEWHERE
         return upkeep.registry_watch(here)
 
-    @app.task(name=TASK_RESCUE)
+    @app.task(name=TASK_RESCUE, shared=False)
     def rescue() -> str:
         from worker import upkeep
 

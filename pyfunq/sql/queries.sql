@@ -116,6 +116,10 @@ SELECT id, attempt, model_uri, queue, rows, input_format, input, params, version
 -- OFFSET: so it is looked up job by job, whatever the planner knew of the tables when it made the plan.
 FROM taken CROSS JOIN LATERAL (SELECT input, params FROM job_input WHERE job_input.id = taken.id OFFSET 0) AS kept
 
+-- name: is_there
+-- Whether a job is committed.
+SELECT FROM job WHERE id = $1
+
 -- name: get_version
 -- A model version by the ledger's id for it.
 SELECT id, name, version, created_ms, source, run_id, experiment_id, signature FROM model_version WHERE id = $1

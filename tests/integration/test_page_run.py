@@ -1,20 +1,25 @@
 """A page of several micro-batches: one ahead, one behind, and others that go first."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
+import orjson
 import pytest
 from redis import Redis
 
 from pyfunq.client import AsyncClient
+from pyfunq.entries import NewJob
 from pyfunq.fault_points import FaultPoint, on_reach
 from pyfunq.ids import new_id
-from pyfunq.job import JobStatus
+from pyfunq.inputs import EncodedInput
+from pyfunq.job import JobStatus, Lane
 from pyfunq.lanes import queues_of
 from pyfunq.ledger import Ledger
+from pyfunq.message import EARLY_SECONDS
 from pyfunq.settings import Settings
 from tests.integration.conftest import SETOSA, split
 from worker.draining import Drain
@@ -174,3 +179,50 @@ async def test_backlogs_of_one_producer_wait_in_queues_of_their_own(
     for _ in range(8):
         await client.submit_batch(MODEL, frame)
     assert {d["queue"]: d["jobs"] for d in await ledger.queue_depth()} == dict.fromkeys(queues_of("bulk"), 1)
+
+
+async def test_a_page_whose_message_came_before_it_is_waited_for(
+    process: WorkerProcess, iris_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = EncodedInput("split", orjson.dumps(split(SETOSA)["dataframe_split"]), None, 1)
+    one = NewJob(id=new_id(), model_uri=MODEL, input=encoded, queue=Lane.INTERACTIVE, max_attempts=3)
+    looked: list[bool] = []
+    is_there = process.ledger.is_there
+
+    async def look(page_id: UUID) -> bool:
+        if len(looked) == 3:
+            await process.ledger.submit([(one.id, one)])
+        looked.append(await is_there(page_id))
+        return looked[-1]
+
+    monkeypatch.setattr("worker.process.EARLY_SECONDS", 30.0)
+    monkeypatch.setattr(process.ledger, "is_there", look)
+    assert await asyncio.to_thread(run_page, process, one.id, early=True) == "1 succeeded"
+    assert looked == [False, False, False, True]
+
+
+async def test_a_page_that_never_comes_is_looked_for_no_longer_than_a_moment(
+    process: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, looked, is_there = time.monotonic(), [], process.ledger.is_there
+
+    async def look(page_id: UUID) -> bool:
+        looked.append(time.monotonic() - begun)
+        return await is_there(page_id)
+
+    monkeypatch.setattr(process.ledger, "is_there", look)
+    said = await asyncio.to_thread(run_page, process, new_id(), early=True)
+    assert said == "its jobs went with another message"
+    assert EARLY_SECONDS <= looked[-1] < 10, "once more when the time is over"
+
+
+async def test_a_page_whose_jobs_went_with_another_message_is_not_waited_for(
+    client: AsyncClient, process: WorkerProcess, iris_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.process.EARLY_SECONDS", 60.0)
+    first, second = [await client.submit(MODEL, split(SETOSA)) for _ in range(2)]
+    begun = time.monotonic()
+    assert await asyncio.to_thread(run_page, process, first.id, early=True) == "2 succeeded"
+    said = await asyncio.to_thread(run_page, process, second.id, early=True)
+    assert said == "its jobs went with another message"
+    assert time.monotonic() - begun < 30

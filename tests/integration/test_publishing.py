@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from celery.worker.request import Request
 from kombu import Exchange, Queue
 from redis import Redis
 
@@ -13,10 +14,11 @@ from pyfunq.entries import Page
 from pyfunq.errors import QueueUnavailable
 from pyfunq.ids import new_id
 from pyfunq.lanes import queues_of
-from pyfunq.message import TASK_PREDICT, message_of
+from pyfunq.message import EARLY, TASK_PREDICT, message_of
 from pyfunq.publishing import AsyncPublisher, Publisher
 from pyfunq.queue import make_app
 from pyfunq.settings import Settings
+from worker import tasks
 
 NOWHERE = "redis://127.0.0.1:1/0"
 BULK = queues_of("bulk")
@@ -96,6 +98,30 @@ async def test_a_message_is_what_celery_would_send(
     await asynchronous.publish([page])
     await asynchronous.publish([page, page])
     assert [read(message) for message in redis.lrange(queue, 0, -1)] == [expected] * 4
+
+
+async def test_a_message_that_goes_before_its_pages_commit_says_so(redis: Any, asynchronous: AsyncPublisher) -> None:
+    one = page("interactive")
+    await asynchronous.publish([one], early=True)
+    await asynchronous.publish([one, one], early=True)
+    for message in map(read, redis.lrange("interactive", 0, -1)):
+        assert message["headers"].pop(EARLY) is True
+        assert message == read(message_of(one))
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_worker_is_told_whether_a_message_went_before_its_pages_commit(
+    settings: Settings, asynchronous: AsyncPublisher, monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    one, told = page("interactive"), []
+    await asynchronous.publish([one], early=early)
+    monkeypatch.setattr("worker.page_run.run_page", lambda *args, **options: told.append((args[1:], options)) or "")
+    queue = Queue("interactive", Exchange("interactive"), routing_key="interactive")
+    with make_app(settings) as app, app.connection_for_read() as connection:
+        tasks.register(app, lambda: None)  # type: ignore[arg-type,return-value]
+        message = queue(connection.channel()).get(accept=["json"])
+        Request(message, app=app, task=app.tasks[TASK_PREDICT]).execute()
+    assert told == [((one.id, "interactive"), {"early": early})]
 
 
 def test_every_message_has_a_tag_of_its_own() -> None:

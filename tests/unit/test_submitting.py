@@ -1,7 +1,8 @@
 """Pages: what shares a message, and group commit as its callers see it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -46,6 +47,14 @@ def test_a_page_of_one_has_its_jobs_id_so_that_flower_finds_it() -> None:
     assert page.id == alone.id
 
 
+def test_a_page_of_several_has_a_new_id_or_that_of_its_first_job() -> None:
+    jobs = [job(), job()]
+    _, (page,) = paginate(jobs)
+    assert page.id > jobs[1].id, "so those in a queue grow with time"
+    _, (page,) = paginate(jobs, by_first_job=True)
+    assert (page.id, page.jobs) == (jobs[0].id, 2)
+
+
 def test_large_submissions_and_batches_become_several_pages() -> None:
     _, pages = paginate([job() for _ in range(2500)])
     assert [p.jobs for p in pages] == [1000, 1000, 500]
@@ -69,6 +78,7 @@ class Recorder:
     def __init__(self) -> None:
         self.flushes: list[int] = []
         self.published: list[Page] = []
+        self.early: list[bool] = []
         self.open = asyncio.Event()
         self.failures: list[Exception] = []
         self.kept: set[UUID] = set()
@@ -87,8 +97,9 @@ class Recorder:
 
     submit_again = submit
 
-    async def publish(self, pages: Sequence[Page]) -> None:
+    async def publish(self, pages: Sequence[Page], *, early: bool = False) -> None:
         self.published.extend(pages)
+        self.early.extend(early for _ in pages)
         raise QueueUnavailable
 
 
@@ -164,3 +175,95 @@ async def test_a_conflict_belongs_to_its_own_caller_and_a_page_without_jobs_is_n
     assert recorder.flushes == [1, 3], "one transaction"
     await submitter.close()
     assert {page.model_uri for page in recorder.published} == {"models:/a/1"}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the submitter takes for the time: it stands still unless a test moves it."""
+    now = [100.0]
+    monkeypatch.setattr("pyfunq.submitting.time.monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+async def quick(clock: list[float]) -> AsyncIterator[tuple[Submitter, Recorder]]:
+    """A submitter whose last commit was quick; its ledger waits until `open` is set."""
+    recorder = Recorder()
+    recorder.open.set()
+    submitter = Submitter(recorder, recorder)  # type: ignore[arg-type]
+    await submitter.submit([job()])
+    assert recorder.early == [False], "nothing is known yet of how quick commits are"
+    recorder.open.clear()
+    recorder.early.clear()
+    yield submitter, recorder
+    recorder.open.set()
+    await submitter.close()
+
+
+async def until_it_is_being_committed(submitter: Submitter, jobs: Sequence[NewJob]) -> "asyncio.Task[Any]":
+    task = asyncio.create_task(submitter.submit(jobs))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not task.done()
+    return task
+
+
+async def test_where_commits_are_quick_the_message_goes_before_and_none_after(
+    quick: tuple[Submitter, Recorder], clock: list[float]
+) -> None:
+    submitter, recorder = quick
+    jobs = [job(), job()]
+    submits = await until_it_is_being_committed(submitter, jobs)
+    assert (recorder.early, recorder.published[-1].id) == ([True], jobs[0].id), "by which the worker looks for it"
+    clock[0] += 0.009
+    recorder.open.set()
+    await submits
+    await submitter.close()
+    assert recorder.early == [True]
+
+
+async def test_after_a_slow_commit_the_message_is_sent_again_and_the_next_not_before_its_commit(
+    quick: tuple[Submitter, Recorder], clock: list[float]
+) -> None:
+    submitter, recorder = quick
+    submits = await until_it_is_being_committed(submitter, [job()])
+    clock[0] += 0.011
+    recorder.open.set()
+    await submits
+    assert recorder.early == [True, False]
+    assert recorder.published[-1] == recorder.published[-2]
+    recorder.open.clear()
+    submits = await until_it_is_being_committed(submitter, [job()])
+    assert recorder.early == [True, False]
+    recorder.open.set()
+    await submits
+    await submitter.close()
+    assert recorder.early == [True, False, False]
+
+
+async def test_a_commit_that_failed_does_not_count_as_quick(quick: tuple[Submitter, Recorder]) -> None:
+    submitter, recorder = quick
+    recorder.failures = [refused()]
+    recorder.open.set()
+    with pytest.raises(LedgerUnavailable):
+        await submitter.submit([job()])
+    await submitter.submit([job()])
+    await submitter.close()
+    assert recorder.early == [True, False]
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [[job(key="a")], [job(batch=new_id())], [job() for _ in range(201)]],
+    ids=["may not be needed", "a chunk", "many"],
+)
+async def test_messages_of_what_may_be_missing_or_take_long_do_not_go_before(
+    quick: tuple[Submitter, Recorder], jobs: list[NewJob]
+) -> None:
+    submitter, recorder = quick
+    submits = await until_it_is_being_committed(submitter, jobs)
+    assert recorder.early == []
+    recorder.open.set()
+    await submits
+    await submitter.close()
+    assert recorder.early == [False]
