@@ -15,6 +15,7 @@ from pyfunq.entries import ModelVersion
 from pyfunq.errors import ModelNotLoadable, PyFunQError
 from pyfunq.requirements import read_requirements, requirement_for, without_credentials
 from worker.artifacts import ArtifactStore, ModelFiles, size_of
+from worker.forests import in_turn
 from worker.memory import Growth
 from worker.model_envs import Environments
 from worker.own_process import Interpreter, ModelCrashed, OwnProcess
@@ -115,6 +116,7 @@ def ships_modules(metadata: Model, path: Path) -> bool:
 
 def _in_this_process(version: ModelVersion, path: Path) -> LoadedModel:
     model = mlflow.pyfunc.load_model(str(path), suppress_warnings=True)
+    in_turn()
     schema = model.metadata.get_input_schema()
     return LoadedModel(
         version=version,

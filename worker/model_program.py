@@ -53,6 +53,7 @@ class Model:
 
         beside("warning_filters").keep_few()
         self._model = mlflow.pyfunc.load_model(path, suppress_warnings=True)
+        beside("forests").in_turn()
         self._predict = beside("quick").prediction_of(self._model) if quick else self._whole
         self.predict_proba = self._scores()
 
