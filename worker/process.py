@@ -183,11 +183,13 @@ class WorkerProcess:
         give_up = time.monotonic() + EARLY_SECONDS
         if jobs := await self._claim(page_id):
             return jobs
-        while not await self.ledger.is_there(page_id):
-            if time.monotonic() > give_up:
-                return []
+        is_last_look = False
+        while not is_last_look:
+            is_last_look = time.monotonic() >= give_up
+            if await self.ledger.is_there(page_id):
+                return await self._claim(page_id)
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-        return await self._claim(page_id)
+        return []
 
     async def _claim(self, page_id: UUID) -> list[ClaimedJob]:
         s = self.settings

@@ -563,8 +563,9 @@ SELECT DISTINCT page_id FROM (
 ) AS due
 
 -- name: repage
--- Gives pages ($1) new ids ($2), so that a page's id stays as old as its message; returns what to publish. Jobs in a
--- queue of a model's own (`model.x`, or `model.x.bulk.3`) go to the same one of what is the model's own now, or everybody's.
+-- Gives pages ($1) new ids ($2), so that a page's id stays as old as its message; returns what to publish, in the order
+-- of the new ids: a queue's oldest message must have its smallest id. Jobs in a queue of a model's own (`model.x`, or
+-- `model.x.bulk.3`) go to the same one of what is the model's own now, or everybody's.
 WITH moved AS (
     UPDATE job SET page_id = p.new, not_before = NULL,
         queue = CASE WHEN job.queue NOT LIKE 'model.%' THEN job.queue ELSE
@@ -575,7 +576,7 @@ WITH moved AS (
     RETURNING job.page_id, job.model_uri, job.queue, job.crashes
 )
 SELECT page_id AS id, min(model_uri) AS model_uri, min(queue) AS queue, count(*) AS jobs, bool_and(crashes = 1) AS first
-FROM moved GROUP BY page_id
+FROM moved GROUP BY page_id ORDER BY page_id
 
 -- name: queue_depth
 -- Queued jobs by model and queue.

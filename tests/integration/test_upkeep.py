@@ -1,6 +1,7 @@
 """Rescue and registry watch without a single point, and processes that die without a word."""
 
 import asyncio
+import base64
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import orjson
 import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.common import ignore_errors
@@ -139,6 +141,11 @@ async def test_a_process_that_was_cut_off_takes_nobody_for_dead_at_once(
             publisher.close()
 
 
+def page_id_of(message: bytes) -> str:
+    page_id: str = orjson.loads(base64.b64decode(orjson.loads(message)["body"]))[1]["page_id"]
+    return page_id
+
+
 async def test_a_waiting_backlog_is_published_again_only_when_its_messages_are_gone(
     settings: Settings, ledger: Ledger, process: WorkerProcess, database_url: str, redis_url: str
 ) -> None:
@@ -163,7 +170,9 @@ async def test_a_waiting_backlog_is_published_again_only_when_its_messages_are_g
         assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 10_000, "the oldest ten"
         redis.flushdb()
         assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 100_000
-        assert redis.llen("bulk") == 100
+        published = [page_id_of(message) for message in reversed(redis.lrange("bulk", 0, -1))]
+        assert len(published) == 100
+        assert published == sorted(published), "in the order of their ids, whatever order Postgres found them in"
         assert (await asyncio.to_thread(rescue, process, redis, publisher)).published == 0
     publisher.close()
 
