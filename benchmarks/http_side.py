@@ -119,8 +119,8 @@ class HttpSession:
 
     async def callers(self, rows: Rows, callers: int) -> Answers:
         bodies = [json.dumps(self._program.request(COLUMNS, row)).encode() for row in rows.tolist()]
-        while len(self._idle) < callers:
-            self._idle.append(Connection(self._port))
+        self.close()  # one that was kept meanwhile may have been closed by the server
+        self._idle = [Connection(self._port) for _ in range(callers)]
         return await by_callers(lambda number: self._call(bodies[number]), len(bodies), callers)
 
     async def _call(self, body: bytes) -> int:

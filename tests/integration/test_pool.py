@@ -71,7 +71,7 @@ def test_a_child_is_replaced_that_could_not_be_reaped_yet(hub: Hub, monkeypatch:
         os.kill(child.pid, signal.SIGKILL)
         while child in pool._pool._pool:
             next(loop)
-        assert time.monotonic() - killed < 2
+        assert time.monotonic() - killed < 4, "Celery looks every 5 s"
         assert too_early
         assert len(pool._pool._pool) == 1
     finally:

@@ -145,7 +145,11 @@ async def test_a_repeated_submit_finds_its_job_though_the_lane_is_full(bound_of_
             await client.submit(MODEL, split(SETOSA), idempotency_key="b")
 
 
-async def test_nobody_is_refused_by_an_old_count(bound_of_five: Settings, ledger: Ledger) -> None:
+async def test_nobody_is_refused_by_an_old_count(
+    bound_of_five: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has room is not held up by one that is a minute old; who is refused gets a new one."""
+    monkeypatch.setattr("pyfunq.admission._FRESH_SECONDS", 60.0)
     async with AsyncClient(bound_of_five) as client:
         jobs = await client.submit_many(MODEL, [split(SETOSA)] * 5)
         with pytest.raises(BacklogFull):
@@ -158,7 +162,7 @@ async def test_nobody_is_refused_by_an_old_count(bound_of_five: Settings, ledger
                 break
             except BacklogFull:
                 await asyncio.sleep(0.01)
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < 30
 
 
 async def test_more_jobs_than_a_lane_holds_are_refused_before_they_are_read(bound_of_five: Settings) -> None:
