@@ -99,6 +99,7 @@ def test_a_second_up_in_the_same_place_is_refused(up: Path, cli: Cli) -> None:
     assert "uses the state directory" in cli("up", code=1).stderr
 
 
+@pytest.mark.thorough
 def test_components_that_die_are_started_again(home: Path, until: Callable[..., Any]) -> None:
     program = start(home, "up")
     program.wait_for("ready; state in")
@@ -118,6 +119,7 @@ def test_components_that_die_are_started_again(home: Path, until: Callable[..., 
     until("everything has ended", lambda: not left_of(home), 10)
 
 
+@pytest.mark.thorough
 def test_a_configured_server_is_used_and_a_second_ctrl_c_stops_at_once(
     home: Path, servers: Servers, until: Callable[..., Any]
 ) -> None:

@@ -205,6 +205,7 @@ def test_also_for_threads_that_call_at_once(process: WorkerProcess, priced: list
     assert len(children()) == 2, "one a version, for all threads"
 
 
+@pytest.mark.thorough
 def test_the_threads_pool_gives_each_version_its_answers_and_leaves_no_process_behind(
     settings: Settings, tmp_path: Path, priced: list[str]
 ) -> None:
@@ -381,6 +382,7 @@ def test_a_process_that_ends_while_it_loads_is_a_model_that_cannot_be_loaded(
     assert not children()
 
 
+@pytest.mark.thorough
 def test_whoever_predicts_keeps_few_warning_filters(
     settings: Settings, tmp_path: Path, ships: Callable[..., str]
 ) -> None:

@@ -111,6 +111,7 @@ class Slow(PythonModel):
         return model_input["x"]
 
 
+@pytest.mark.thorough
 def test_a_thread_that_takes_too_long_ends_the_process_and_the_jobs_of_the_others_are_given_back(
     settings: Settings, tmp_path: Path, register: RegisterModel
 ) -> None:

@@ -291,6 +291,7 @@ async def test_every_statement_goes_by_an_index(ledger: Ledger) -> None:
                 assert index in plan
 
 
+@pytest.mark.thorough
 async def test_recycled_processes_lose_no_count(
     settings: Settings, http: httpx.AsyncClient, tmp_path: Path, eventually: Callable[..., Any]
 ) -> None:

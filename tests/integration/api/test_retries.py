@@ -212,6 +212,7 @@ class ApiProcess:
         return False
 
 
+@pytest.mark.thorough
 async def test_every_job_of_a_killed_api_is_there_and_none_twice(
     api_process: ApiProcess, ledger: Ledger, eventually: Any
 ) -> None:
