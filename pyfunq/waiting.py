@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -42,8 +43,9 @@ class FinishedJobs:
         """Says that jobs are about to be submitted here: whoever waits for them need not ask how they are now."""
         if self._listening.is_set():
             self._expected.update(dict.fromkeys(job_ids, False))
-            while len(self._expected) > _MOST_EXPECTED:
-                del self._expected[next(iter(self._expected))]
+            if (too_many := len(self._expected) - _MOST_EXPECTED) > 0:
+                # Half of them at once: the first key of a dict is behind all those that were deleted before it.
+                self._expected = dict(islice(self._expected.items(), too_many + _MOST_EXPECTED // 2, None))
 
     def expects(self, job_id: UUID) -> bool:
         """Whether every announcement since the job was submitted has been heard."""
