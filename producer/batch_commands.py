@@ -41,7 +41,9 @@ def submit(
         str,
         typer.Argument(help="A .parquet, .csv or .jsonl file; by reference also a folder of .parquet files, or a URL."),
     ],
-    chunk_rows: Annotated[int | None, typer.Option(min=1, help="Rows a job.")] = None,
+    chunk_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows a job; by default 10,000, or fewer of a slow model.")
+    ] = None,
     by_reference: Annotated[
         bool, typer.Option("--by-reference", help="The workers read the rows where they are (PYFUNQ_INPUT_ROOTS).")
     ] = False,

@@ -91,6 +91,9 @@ class AsyncBatches:
     ) -> Batch:
         """Accepts a backlog as jobs of `chunk_rows` rows each; returns when the last one is committed.
 
+        Without `chunk_rows` they have PYFUNQ_CHUNK_ROWS, or as many as the model was seen to predict in
+        PYFUNQ_BATCH_MAX_SECONDS, if that is fewer.
+
         `source`: the path of a Parquet, CSV or JSON Lines file, a DataFrame, or an iterable of DataFrames (read in a
         thread, a chunk at a time, so it may block). A file is checked whole before anything is accepted. `timeout` and
         `retries` are each job's, see `submit`. Where the lane holds as many jobs as it may, this waits until there is
@@ -111,7 +114,8 @@ class AsyncBatches:
         if resume is None:
             opened = await asyncio.to_thread(self._open, source, by_reference, signature)
             queue = await self._queue(self._line(valid_lane(lane), model_uri))
-            cut = self._cut(opened, by_reference, chunk_rows, queue, encoded, options)
+            rows = chunk_rows or await self._chunk_rows(model_uri)
+            cut = self._cut(opened, by_reference, rows, queue, encoded, options)
             batch_id = new_id()
             await self._ledger.open_batch(batch_id, model_uri, _describe(source), cut if opened.file else None)
         else:
@@ -128,18 +132,23 @@ class AsyncBatches:
             on_open(batch_id)
         return await self._feed(batch_id, model_uri, cut, opened, resume is not None, on_progress)
 
+    async def _chunk_rows(self, model_uri: str) -> int:
+        """As many as the settings say, or fewer of a model whose calls would take long."""
+        most, known = self._settings.chunk_rows, await self._ledger.resolution(model_uri)
+        return min(most, known.call_rows or most) if known else most
+
     def _cut(
         self,
         opened: Opened,
         by_reference: bool,
-        chunk_rows: int | None,
+        chunk_rows: int,
         queue: str,
         params: bytes | None,
         options: JobOptions,
     ) -> Cut:
         return Cut(
             by_reference=by_reference,
-            chunk_rows=chunk_rows or self._settings.chunk_rows,
+            chunk_rows=chunk_rows,
             max_bytes=self._settings.max_input_bytes,
             rows=opened.rows or 0,
             queue=queue,

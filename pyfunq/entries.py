@@ -76,7 +76,7 @@ class ClaimedJob(NamedTuple):
     timeout_seconds: float | None = None
     """The job's own limit, else the model's; None if neither has one."""
     max_rows: int | None = None
-    """How many rows the model takes in a call, where its tags say."""
+    """How many rows a call of the model may have, where its tags or the time that calls take say."""
     good_version_id: int | None = None
     """The last version that any process made ready for its model URI."""
 
@@ -150,6 +150,8 @@ class Resolution:
     checked_at: datetime | None = None
     updated_ms: int | None = None
     """When the registered model had last been changed, as the registry said with the version; None: not known."""
+    call_rows: int | None = None
+    """How many rows a call may have so that it does not take long; None: nobody has measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,10 @@ class ModelLedger(ABC):
         """Notes that model URIs stand for what they stood for, and the `updated_ms` of each."""
         await self._execute("confirm_resolutions", list(same), list(same.values()), asked_at)
 
+    async def set_call_rows(self, model_uri: str, rows: int) -> None:
+        """Notes how many rows a call of a model may have so that it does not take long."""
+        await self._execute("set_call_rows", model_uri, rows)
+
     async def forget(self, model_uri: str, asked_at: datetime | None = None) -> None:
         await self._execute("drop_resolution", model_uri, asked_at)
 
@@ -128,5 +132,5 @@ class ModelLedger(ABC):
 
 def _resolution(row: dict[str, Any]) -> Resolution:
     tags = ModelTags(**{name: row.pop(name) for name in ("confidence", "timeout_seconds", "max_rows", "queue")})
-    about = {name: row.pop(name) for name in ("model_uri", "resolved_at", "checked_at", "updated_ms")}
+    about = {name: row.pop(name) for name in ("model_uri", "resolved_at", "checked_at", "updated_ms", "call_rows")}
     return Resolution(version=ModelVersion(**row), tags=tags, **about)

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=4 * 1024 * MIB, gt=0)
     """The largest body of a batch that comes over HTTP, as it is sent and inflated."""
     chunk_rows: int = Field(default=10_000, gt=0)
-    """Rows per job of a batch, fewer where they would exceed max_input_bytes."""
+    """Rows per job of a batch, fewer where they would exceed max_input_bytes, or a call of them batch_max_seconds."""
     max_queued_jobs: int = Field(default=1_000_000, gt=0)
     """Queued jobs a lane; beyond that submits are refused for a while."""
     idempotency_seconds: float = Field(default=86_400.0, gt=0)
@@ -56,6 +56,8 @@ class Settings(BaseSettings):
     batch_max_jobs: int = Field(default=1_024, gt=0)
     """More than a page of `submit_many` has: so one claim takes it, and need not look whether there are more."""
     batch_max_bytes: int = Field(default=32 * MIB, gt=0)
+    batch_max_seconds: float = Field(default=0.05, gt=0)
+    """Rows of a call are as many as take about this long, as measured, where that is fewer than batch_max_rows."""
 
     registry_watch_seconds: float = Field(default=5.0, gt=0)
     rescue_seconds: float = Field(default=5.0, gt=0)

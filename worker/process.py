@@ -39,6 +39,7 @@ from worker.memory import cache_share
 from worker.model_cache import ModelCache
 from worker.model_desk import ModelDesk
 from worker.model_envs import Environments
+from worker.pace import Paces
 from worker.preparing import Preparer
 from worker.references import ReferenceReader
 from worker.registry import Registry
@@ -84,6 +85,7 @@ class WorkerProcess:
         self.drain = drain or Drain()
         self.registry = Registry(settings.mlflow, fallback_latest=settings.fallback_latest)
         self.references = ReferenceReader(InputRoots(settings.input_roots))
+        self._paces = Paces(longest_seconds=settings.batch_max_seconds, most_rows=settings.batch_max_rows)
         self._held: dict[UUID, ClaimedJob] = {}
         self._announcing: set[asyncio.Task[None]] = set()
         self.heartbeat = Heartbeat(settings.heartbeat_seconds)
@@ -212,6 +214,17 @@ class WorkerProcess:
         """`function()`, on behalf of the jobs and within the shortest of their limits; see `Watch.run`."""
         limit = min(job.timeout_seconds or self.settings.timeout_seconds for job in jobs)
         return self._watch.run(jobs, limit, function)
+
+    def timed(self, jobs: Sequence[ClaimedJob], seconds: float) -> None:
+        """Notes a call that answered; claims and producers learn how many rows the next ones should have."""
+        metrics.predicted(jobs, seconds)
+        model_uri = jobs[0].model_uri
+        if rows := self._paces.news(model_uri, sum([job.rows for job in jobs]), seconds):
+            self._loop.start(self._set_call_rows(model_uri, rows))
+
+    async def _set_call_rows(self, model_uri: str, rows: int) -> None:
+        with contextlib.suppress(LedgerUnavailable):  # it stays as it was until the pace is another again
+            await self.ledger.set_call_rows(model_uri, rows)
 
     def load(self, jobs: Sequence[ClaimedJob], function: Callable[[], R]) -> R:
         """`function()`, which may load a model for the jobs."""

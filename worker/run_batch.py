@@ -16,7 +16,6 @@ from pyfunq.errors import InvalidInput, ModelDependencyUnavailable, ModelRaised,
 from pyfunq.fault_points import FaultPoint, reach
 from pyfunq.input_roots import InputRoots
 from pyfunq.job import JobError, JobStatus
-from worker import metrics
 from worker.error_text import is_refusal, model_error_text
 from worker.frames import Input, build_frame, read_inputs, table_input
 from worker.loading import LoadedModel
@@ -33,19 +32,27 @@ _ARROW = ("arrow", "reference")
 """Formats whose jobs get Arrow back."""
 
 
+def _untimed(_: Sequence[ClaimedJob], seconds: float) -> None:
+    return None
+
+
 def _unlimited(_: Sequence[ClaimedJob], function: Callable[[], Any]) -> Any:
     return function()
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A loaded version in use for some jobs; `call` runs what may take long, within the jobs' limits."""
+    """A loaded version in use for some jobs; `call` runs what may take long, within the jobs' limits.
+
+    `timed` is told how many seconds a call took that answered.
+    """
 
     loaded: LoadedModel
     version: ModelVersion
     tags: ModelTags
     call: Callable[[Sequence[ClaimedJob], Callable[[], Any]], Any] = _unlimited
     read: Callable[[ClaimedJob, LoadedModel], Any] = ReferenceReader(InputRoots(())).read
+    timed: Callable[[Sequence[ClaimedJob], float], None] = _untimed
 
 
 class Ready(NamedTuple):
@@ -76,7 +83,8 @@ def endings_of(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> list[Outco
     try:
         wanted, tags = process.desk.resolve(jobs[0])
         with process.serving.use(jobs[0].model_uri, wanted, partial(_load, process, jobs)) as loaded:
-            return predict(Model(loaded, loaded.version, tags, process.call, process.references.read), jobs)
+            model = Model(loaded, loaded.version, tags, process.call, process.references.read, process.timed)
+            return predict(model, jobs)
     except PyFunQError as exc:
         return [ending(job, exc) for job in jobs]
     except Exception as exc:  # a defect of this program must not leave jobs running for ever
@@ -241,7 +249,7 @@ def _call(model: Model, group: Sequence[Ready], frame: Any) -> Any:
     started = time.monotonic()
     try:
         output = model.call(jobs, lambda: model.loaded.predict(frame, asked))
-        metrics.predicted(jobs, time.monotonic() - started)
+        model.timed(jobs, time.monotonic() - started)
         return output
     except (TimedOut, Withdrawn, Drained):
         raise

@@ -154,7 +154,8 @@ class BatchService(AsyncClient):
                 opened = await asyncio.to_thread(self._open_upload, upload, signature, ids)
             opened = replace(opened, tenant_id=caller.tenant_id or 0)
             queue = await self._queue(self._line(valid_lane(asked.lane), model_uri))
-            cut = self._cut(opened, False, asked.chunk_rows, queue, encode_params(asked.params), asked.options)
+            rows = asked.chunk_rows or await self._chunk_rows(model_uri)
+            cut = self._cut(opened, False, rows, queue, encode_params(asked.params), asked.options)
             await self._check_quota(caller, -(-cut.rows // cut.chunk_rows))
             # Without how it is cut: when this process ends, the file is gone, and nobody can go on with it.
             await self._ledger.open_batch(hold.batch_id, model_uri, f"upload{asked.kind}", None, opened.tenant_id)

@@ -71,10 +71,11 @@ SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND crashes = 0 AN
 
 -- name: claim
 -- Takes a page's queued jobs ($1) for a worker process ($2) and, where the caps ($3 jobs, $4 rows or fewer that the model
--- takes, $5 bytes) leave much room, further queued jobs of the same model and queue, oldest first. A job whose process
+-- takes in a call that is not too long, $5 bytes) leave much room, further queued jobs of the same model and queue, oldest first. A job whose process
 -- died comes without company.
 WITH model AS MATERIALIZED (
-    SELECT version_id, good_version_id, confidence, timeout_seconds, max_rows, least($4, max_rows) AS cap
+    SELECT version_id, good_version_id, confidence, timeout_seconds, least(max_rows, call_rows) AS max_rows,
+           least($4, max_rows, call_rows) AS cap
     FROM (SELECT model_uri FROM job WHERE page_id = $1 AND status = 'queued' LIMIT 1) AS head
     LEFT JOIN resolution USING (model_uri)
 ), own AS MATERIALIZED (
@@ -126,7 +127,7 @@ SELECT id, name, version, created_ms, source, run_id, experiment_id, signature F
 
 -- name: resolution
 -- The version that serves a model URI, if anyone has resolved it yet: a new one serves once a process made it ready.
-SELECT r.confidence, r.timeout_seconds, r.max_rows, r.queue, r.updated_ms, r.resolved_at, r.checked_at,
+SELECT r.confidence, r.timeout_seconds, r.max_rows, r.queue, r.updated_ms, r.resolved_at, r.checked_at, r.call_rows,
        v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
 FROM resolution r JOIN model_version v ON v.id = coalesce(r.good_version_id, r.version_id)
 WHERE r.model_uri = $1
@@ -134,6 +135,7 @@ WHERE r.model_uri = $1
 -- name: resolutions
 -- Every resolution, for the registry watch and for people.
 SELECT r.model_uri, r.confidence, r.timeout_seconds, r.max_rows, r.queue, r.updated_ms, r.resolved_at, r.checked_at,
+       r.call_rows,
        v.id, v.name, v.version, v.created_ms, v.source, v.run_id, v.experiment_id, v.signature
 FROM resolution r JOIN model_version v ON v.id = r.version_id
 ORDER BY r.model_uri
@@ -164,6 +166,10 @@ SET version_id = EXCLUDED.version_id, confidence = EXCLUDED.confidence, checked_
     queue = EXCLUDED.queue, updated_ms = EXCLUDED.updated_ms,
     resolved_at = CASE WHEN resolution.version_id = EXCLUDED.version_id THEN resolution.resolved_at ELSE now() END
 WHERE resolution.checked_at <= EXCLUDED.checked_at
+
+-- name: set_call_rows
+-- How many rows a call of a model may have so that it does not take long.
+UPDATE resolution SET call_rows = $2 WHERE model_uri = $1 AND call_rows IS DISTINCT FROM $2
 
 -- name: confirm_resolutions
 -- Notes that the registry still says the same of these model URIs, and when it last changed their models.

@@ -93,6 +93,15 @@ async def test_every_format_goes_in(http: httpx.AsyncClient, workers: Workers, m
     assert parsed(found) == [{"index": i, "prediction": 2 * x} for i, x in enumerate(ROWS)]
 
 
+async def test_a_jobs_rows_are_those_that_the_model_takes_in_time(
+    http: httpx.AsyncClient, workers: Workers, ledger: Ledger, moody_model: str
+) -> None:
+    await finished(http, workers, in_format(NDJSON), model=moody_model)
+    await ledger.set_call_rows(moody_model, 4)
+    assert (await submit(http, in_format(NDJSON), model=moody_model)).json()["jobs"] == 3
+    assert (await submit(http, in_format(NDJSON), model=moody_model, chunk_rows=11)).json()["jobs"] == 1
+
+
 async def test_gzip_and_bodies_without_a_length(http: httpx.AsyncClient, workers: Workers, moody_model: str) -> None:
     async def parts() -> Any:
         packed = gzip.compress(in_format(NDJSON))
