@@ -76,22 +76,17 @@ class _Pace:
     def rows_within(self, seconds: float, enough_rows: int) -> int | None:
         """None: not known, or not by the last call.
 
-        More than take so long where otherwise most of the time would go into what a call takes whatever its rows.
+        Without calls of another size nobody knows what a call takes whatever its rows; and if no small ones come,
+        nobody waits. More than take so long where most of the time would go into that otherwise.
         """
         last = self._last
         if last.rows < enough_rows or last.number < _ENOUGH_CALLS:
             return None
-        a_row = max(self._row_seconds(), 1e-9)
+        apart = {max(calls.rows / last.rows, last.rows / calls.rows): calls for calls in self._sizes.values()}
+        if (furthest := max(apart)) < _OTHER:
+            return None
+        other = apart[furthest]
+        a_row = (last.seconds - other.least) / (last.rows - other.rows)
+        a_row = max(1e-9, min(last.seconds / last.rows, a_row))
         fixed = last.seconds - a_row * last.rows
         return int(max(seconds - fixed, fixed / _FIXED_SHARE - fixed) / a_row)
-
-    def _row_seconds(self) -> float:
-        """What a row more takes; all of the time is the rows' where calls of other sizes do not say otherwise."""
-        last = self._last
-        mean = last.seconds / last.rows
-        apart = {max(calls.rows / last.rows, last.rows / calls.rows): calls for calls in self._sizes.values()}
-        furthest = max(apart)
-        if furthest < _OTHER:
-            return mean
-        other = apart[furthest]
-        return min(mean, max(0.0, (last.seconds - other.least) / (last.rows - other.rows)))

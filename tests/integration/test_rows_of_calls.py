@@ -13,7 +13,7 @@ from pyfunq.client import AsyncClient
 from pyfunq.entries import ModelTags, ModelVersion
 from pyfunq.ledger import Ledger
 from tests.conftest import RegisterModel
-from tests.integration.conftest import Work
+from tests.integration.conftest import Work, split
 from tests.integration.test_ledger import CAPS, living_worker, new_job, submit
 from tests.programs import ask, until
 
@@ -36,6 +36,7 @@ async def test_calls_that_take_long_make_the_next_batchs_jobs_smaller(
     first = await client.submit_batch(URI, frame)
     assert first.jobs == 1, "nobody knows yet how long it takes"
     await work.all()
+    await client.submit(URI, split([1.0], columns=["x"]))
     for _ in range(2):
         await client.submit_batch(URI, frame, chunk_rows=1_000)
         await work.all()
