@@ -9,6 +9,7 @@ import time
 
 from tests.chaos.cluster import PROCESSES, PRODUCERS, QUICK, WORKERS, Cluster
 from tests.chaos.faults import Attack
+from tests.chaos.host import TakenByHost
 from tests.chaos.load import JOBS_PER_SECOND
 from tests.chaos.verdict import SHOWN, Verdict, count_fenced, judge, quantiles
 
@@ -21,7 +22,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored where a shell started this in the background
         signal.signal(number, signal.default_int_handler)
     begun = time.monotonic()
-    with Cluster(arguments.seed) as cluster:
+    with TakenByHost() as host, Cluster(arguments.seed) as cluster:
         cluster.keep = arguments.keep
         attack = Attack(cluster, random.Random(arguments.seed))  # noqa: S311
         print(f"seed {arguments.seed}; state in {cluster.home}; up after {time.monotonic() - begun:.1f} s", flush=True)
@@ -34,13 +35,15 @@ def main() -> int:
             attack.ended_by_themselves.extend(component.name for component in cluster.take_ended())
         finally:
             attack.give_up()
-        verdict = asyncio.run(judge(cluster.settings.database, cluster.records, attack.blows, attack.outages))
+        verdict = asyncio.run(
+            judge(cluster.settings.database, cluster.records, attack.blows, [*attack.outages, *host.spans])
+        )
         verdict.fenced = count_fenced(cluster.state.logs)
         for name in attack.ended_by_themselves:
             verdict.against("ended by itself", None, name)
         for what in attack.broken:
             verdict.against("harness", None, what)
-        _report(arguments, attack, verdict, settled)
+        _report(arguments, attack, verdict, settled, host.seconds)
         cluster.keep = arguments.keep or (not verdict.clean and arguments.keep_failed)
     return 0 if verdict.clean else 1
 
@@ -57,7 +60,9 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _report(arguments: argparse.Namespace, attack: Attack, verdict: Verdict, settled: float | None) -> None:
+def _report(
+    arguments: argparse.Namespace, attack: Attack, verdict: Verdict, settled: float | None, taken: float
+) -> None:
     _title("run")
     _line("seed", arguments.seed)
     _line("fault minutes", f"{arguments.minutes:g}")
@@ -65,6 +70,7 @@ def _report(arguments: argparse.Namespace, attack: Attack, verdict: Verdict, set
     _line("jobs a second, aimed at", f"{PRODUCERS * JOBS_PER_SECOND:.0f}")
     for name, value in QUICK.items():
         _line(name, value)
+    _line("seconds that the host took of the cores", f"{taken:.0f}")
     _title(f"faults: {sum(attack.counts.values())}")
     for name, n in attack.counts.most_common():
         _line(name, n)

@@ -1,6 +1,8 @@
 """The verdict finds what it is there to find: each kind of violation, put into a ledger by hand."""
 
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,6 +16,7 @@ from pyfunq.ids import new_id
 from pyfunq.inputs import encode_input
 from pyfunq.job import Lane
 from pyfunq.ledger import Ledger
+from tests.chaos.host import span_of
 from tests.chaos.load import Record
 from tests.chaos.models import answer, uri_of
 from tests.chaos.verdict import RESCUE_LIMIT_SECONDS, Blow, Verdict, install, judge
@@ -63,8 +66,8 @@ class Bench:
         await self.succeed(job_id, answer("alpha", 1, x))
         return job_id
 
-    async def judge(self, *blows: Blow) -> Verdict:
-        return await judge(self.url, self.records, blows, [])
+    async def judge(self, *blows: Blow, outages: Sequence[tuple[float, float]] = ()) -> Verdict:
+        return await judge(self.url, self.records, blows, outages)
 
 
 @pytest.fixture
@@ -119,6 +122,22 @@ async def test_each_violation_is_found(bench: Bench) -> None:
         "unexpected": {refused},
         "raised": {None},
     }
+
+
+async def test_who_waited_for_the_host_of_the_machine_is_not_late(bench: Bench) -> None:
+    job_id, x = await bench.accepted()
+    await bench.run(job_id)
+    begun = time.time()
+    blow = Blow("kill -9 of a child", begun, [PID])
+    await bench.succeed(job_id, answer("alpha", 1, x))
+    await bench.execute("UPDATE chaos_history SET at = at + $1 * interval '1 s' WHERE status='succeeded'", 41.0)
+    seconds = [(begun + n, 10.0 * n, 20.0 * n) for n in range(42)]  # half of each
+    half = [span for before, now in pairwise(seconds) if (span := span_of(before, now))]
+    verdict = await bench.judge(blow, outages=half)
+    assert verdict.clean
+    assert 20 <= verdict.rescues["kill -9 of a child"][0] <= 21
+    assert not (await bench.judge(blow, outages=half[:15])).clean
+    assert span_of((begun, 5.0, 10.0), (begun + 1, 5.0, 12.0)) is None
 
 
 async def test_a_late_rescue_is_found(bench: Bench) -> None:

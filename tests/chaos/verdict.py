@@ -96,7 +96,8 @@ class Verdict:
     """What is in the ledger of that which its producer does not know about, by what that was told."""
     fenced: int = 0
     rescues: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """By kind of blow, the seconds to a job's next claim or end, without those in which Redis or Postgres was away."""
+    """By kind of blow, the seconds to a job's next claim or end, without those in which Redis or Postgres was away, or
+    the host of a virtual machine took its cores."""
     totals: list[float] = field(default_factory=list)
     histories: dict[UUID, list[str]] = field(default_factory=dict)
 
