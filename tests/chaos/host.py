@@ -4,7 +4,7 @@ import threading
 import time
 from types import TracebackType
 
-import psutil
+from benchmarks.disturbance import Stolen
 
 _SECONDS = 1.0
 
@@ -31,20 +31,14 @@ class TakenByHost:
         return sum(ended - begun for begun, ended in self.spans)
 
     def _watch(self) -> None:
-        before = (time.time(), *_stolen())
+        begun, stolen = time.time(), Stolen()
         while not self._over.wait(_SECONDS):
-            now = (time.time(), *_stolen())
-            if span := span_of(before, now):
-                self.spans.append(span)
-            before = now
+            now, share = time.time(), stolen.share()
+            if share > 0:
+                self.spans.append(span_of(begun, now, share))
+            begun, stolen = now, Stolen()
 
 
-def span_of(before: tuple[float, float, float], now: tuple[float, float, float]) -> tuple[float, float] | None:
-    """Each is a time, and the stolen and the whole time of all cores until then."""
-    stolen, passed = now[1] - before[1], now[2] - before[2]
-    return (now[0] - (now[0] - before[0]) * stolen / passed, now[0]) if stolen > 0 and passed > 0 else None
-
-
-def _stolen() -> tuple[float, float]:
-    times = psutil.cpu_times()
-    return getattr(times, "steal", 0.0), sum(times)
+def span_of(begun: float, ended: float, share: float) -> tuple[float, float]:
+    """The share of a time, at its end."""
+    return ended - (ended - begun) * share, ended
