@@ -69,6 +69,10 @@ class Stream:
         (answer,) = await client.result(job, timeout=120)
         self.answers[job] = (time.monotonic(), answer)
 
+    def answered_since(self, moment: float) -> bool:
+        """Whether a job that was submitted after it has its answer."""
+        return any(self.submitted[job][0] >= moment for job in list(self.answers))
+
     def p99_ms(self, since: float, until: float) -> float:
         took = [self.answers[job][0] - at for job, (at, _) in self.submitted.items() if since <= at < until]
         return float(1000 * np.percentile(took, 99))
@@ -118,12 +122,17 @@ async def swaps(
 
         async def move(version: int) -> None:
             begun = time.monotonic()
-            stream.moves.append((begun, await promote(settings, ledger, uri, version, eventually), version))
+            arrived = await promote(settings, ledger, uri, version, eventually)
+            stream.moves.append((begun, arrived, version))
+            if running:
+                await eventually("a job came and went since", lambda: stream.answered_since(arrived))
 
+        running: asyncio.Task[None] | None = None
         await move(1)
         await client.result(await client.submit(uri, {"dataframe_split": {"columns": ["x"], "data": [[1.0]]}}))
         running = asyncio.create_task(stream.run(client, uri))
         await asyncio.sleep(quiet)
+        await eventually("a job came and went", lambda: stream.answers)
         for version in islice(cycle((2, 1, BROKEN, 2, BROKEN, 1)), moves):
             begun = time.monotonic()
             await move(version)

@@ -293,7 +293,7 @@ def test_a_call_that_takes_too_long_is_interrupted_and_its_process_replaced(
     begun = time.monotonic()
     with pytest.raises(TimedOut, match=r"timed out after 0\.5 s"):
         process.call([job], lambda: loaded.predict(asked("hang"), None))
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 15
     assert not psutil.pid_exists(before)
     assert loaded.predict(asked("pid"), None) != [before]
 
