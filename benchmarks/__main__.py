@@ -59,7 +59,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--patience",
         type=float,
         default=PATIENCE_SECONDS,
-        help="seconds that each measurement waits for a moment in which the host of a virtual machine takes nothing",
+        help="seconds that each measurement has to be made while the host of a virtual machine takes nothing",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="a scaled run writes to `scaled` in it")
     found = parser.parse_args(argv)

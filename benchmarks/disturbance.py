@@ -14,8 +14,8 @@ import psutil
 R = TypeVar("R")
 
 STOLEN_AT_MOST = 0.03
-ATTEMPTS = 3
-PATIENCE_SECONDS = 60.0
+ATTEMPTS_AT_LEAST = 3
+PATIENCE_SECONDS = 180.0
 _PROBE_SECONDS = 0.5
 _PAUSE_SECONDS = 2.0
 _BLOCK = bytes(1_000_000)
@@ -57,7 +57,7 @@ class Disturbance:
     settle: Callable[[], Awaitable[None]]
     """Before each attempt: nobody is to pay for another's pages."""
     patience_seconds: float = PATIENCE_SECONDS
-    """How long an attempt waits for a moment without disturbance."""
+    """How long a measurement waits for moments without disturbance, and is made again in them."""
     probe: Callable[[], float] = _probe
     watch: Callable[[], Stolen] = Stolen
     measured: int = 0
@@ -65,30 +65,30 @@ class Disturbance:
     largest_share: float = 0.0
 
     async def measure(self, once: Callable[[], Awaitable[R]]) -> R:
-        """What `once` returns when it is left in peace; of `ATTEMPTS` in which it is not, of the one with least taken.
+        """What `once` returns when it is left in peace; else, when patience ends, of the attempt with least taken.
 
         Which attempt counts does not depend on what it measured.
         """
         self.measured += 1
+        until = time.monotonic() + self.patience_seconds
         shares: list[float] = []
         while True:
             await self.settle()
-            await self._quiet_moment()
+            await self._quiet_moment(until)
             stolen = self.watch()
             found = await once()
             shares.append(stolen.share())
             if shares[-1] == min(shares):
                 best = found
-            if shares[-1] <= STOLEN_AT_MOST or len(shares) == ATTEMPTS:
+            if shares[-1] <= STOLEN_AT_MOST or (len(shares) >= ATTEMPTS_AT_LEAST and time.monotonic() > until):
                 break
             print(f"  the host took {shares[-1]:.0%} of that: again", flush=True)
         self.again += len(shares) - 1
         self.largest_share = max(self.largest_share, min(shares))
         return best
 
-    async def _quiet_moment(self) -> None:
-        """Returns when the cores are one's own, or when patience ends."""
-        until = time.monotonic() + self.patience_seconds
+    async def _quiet_moment(self, until: float) -> None:
+        """Returns when the cores are one's own, or then."""
         while True:
             if await asyncio.to_thread(self.probe) <= STOLEN_AT_MOST or time.monotonic() > until:
                 return

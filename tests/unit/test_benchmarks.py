@@ -125,23 +125,36 @@ def taken(shares: list[float]) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize(
-    ("shares", "which", "says"),
+    ("shares", "patience", "which", "says"),
     [
         (
             [0.02],
+            60.0,
             1,
             "took 2% of the cores' time at most. Attempts that do not count, because it took more: 0 beside 1.",
         ),
-        ([0.4, 0.01], 2, "took 1% of the cores' time at most. Attempts that do not count, because it took more: 1"),
+        (
+            [0.4, 0.01],
+            0.0,
+            2,
+            "took 1% of the cores' time at most. Attempts that do not count, because it took more: 1",
+        ),
         (
             [0.2, 0.1, 0.3],
+            0.0,
             2,
             "took 10% of the cores' time at most. Attempts that do not count, because it took more: 2",
+        ),
+        (
+            [0.2, 0.1, 0.3, 0.2, 0.0],
+            60.0,
+            5,
+            "took 0% of the cores' time at most. Attempts that do not count, because it took more: 4",
         ),
     ],
 )
 async def test_what_was_disturbed_is_measured_again(
-    shares: list[float], which: int, says: str, monkeypatch: pytest.MonkeyPatch
+    shares: list[float], patience: float, which: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts, settled = 0, 0
 
@@ -156,7 +169,7 @@ async def test_what_was_disturbed_is_measured_again(
 
     probes = iter([0.5, 0.0] + [0.0] * len(shares))
     monkeypatch.setattr("benchmarks.disturbance._PAUSE_SECONDS", 0.0)
-    disturbance = Disturbance(settle, probe=lambda: next(probes), watch=taken(shares))
+    disturbance = Disturbance(settle, patience, probe=lambda: next(probes), watch=taken(shares))
     assert await disturbance.measure(once) == which
     assert attempts == settled == len(shares)
     assert says in str(disturbance)

@@ -93,7 +93,7 @@ async def test_a_body_without_a_media_type_is_json_as_tritons_client_has_it(
 
 
 class Scaled(PythonModel):
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> Any:
         factor = (params or {}).get("factor", 1.0)
         return [{"sum": float(row.sum() * factor), "label": "big" if row.sum() > 5 else None} for row in model_input]
 
