@@ -68,7 +68,7 @@ async def test_the_jobs_of_a_sibling_that_died_are_published_at_once(
             assert (await client.get(job)).status is JobStatus.RUNNING, "it lives"
             child.kill()
             child.wait()
-            await eventually("the job is back, with a message", lambda: redis.llen("interactive.first") == 1, 3.0)
+            await eventually("the job is back, with a message", lambda: redis.llen("interactive.first") == 1, 10)
             assert redis.llen("interactive") == 0
         finally:
             stand_in.close()
