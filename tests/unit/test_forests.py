@@ -3,12 +3,14 @@
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import joblib
 import numpy as np
 import pytest
 import sklearn
+from scipy.sparse import csr_matrix
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor
 from sklearn.ensemble import _forest as forests
 from sklearn.tree import DecisionTreeClassifier
@@ -16,6 +18,7 @@ from sklearn.utils.parallel import Parallel
 
 from worker.forests import in_turn
 
+ORIGINAL = SimpleNamespace(**vars(forests))
 X = np.random.default_rng(0).normal(size=(60, 4))
 CLASSES = np.digitize(X[:, 0] + X[:, 1] ** 2, [0.0, 1.0])
 NUMBERS = X @ [1.0, -2.0, 0.5, 3.0]
@@ -24,7 +27,8 @@ TWO = np.column_stack([CLASSES, X[:, 2] > 0])
 
 @pytest.fixture(autouse=True)
 def left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forests, "Parallel", Parallel)
+    for name in ("Parallel", "delayed", "_accumulate_prediction"):
+        monkeypatch.setattr(forests, name, getattr(ORIGINAL, name))
 
 
 @pytest.fixture
@@ -64,6 +68,60 @@ def test_the_answers_are_those_of_joblib_bit_for_bit(kind: Any, y: Any, rows: in
     # Of several outputs the probabilities are an array each.
     for one, other in zip(map(as_list, found), map(as_list, expected), strict=True):
         assert [(array.dtype, array.tobytes()) for array in one] == [(array.dtype, array.tobytes()) for array in other]
+
+
+@pytest.mark.parametrize("kind", [RandomForestClassifier, RandomForestRegressor])
+@pytest.mark.parametrize("rows", [np.where(X > 1.5, np.nan, X), csr_matrix(X)], ids=["missing", "sparse"])
+def test_neither_missing_nor_sparse_nor_weighted_rows_change_that(kind: Any, rows: Any) -> None:
+    forest = kind(20, random_state=0).fit(rows, CLASSES, sample_weight=np.linspace(0.1, 3.0, len(CLASSES)))
+    expected = forest.predict(rows)
+    in_turn()
+    assert forest.predict(rows).tobytes() == expected.tobytes()
+
+
+def test_trees_of_one_output_are_not_asked_what_their_forest_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def whole(predict: Any, *others: Any) -> None:
+        asked.append(predict.__self__)
+        ORIGINAL._accumulate_prediction(predict, *others)
+
+    monkeypatch.setattr(forests, "_accumulate_prediction", whole)
+    in_turn()
+    RandomForestClassifier(3, random_state=0).fit(X, CLASSES).predict(X)
+    RandomForestRegressor(3, random_state=0).fit(X, NUMBERS).predict(X)
+    assert asked == []
+    two = RandomForestClassifier(3, random_state=0).fit(X, TWO)
+    two.predict(X)
+    assert asked == two.estimators_
+
+
+class OwnTree(DecisionTreeClassifier):
+    def predict_proba(self, rows: Any, check_input: bool = True) -> Any:
+        return 1 - super().predict_proba(rows, check_input)
+
+
+def test_trees_that_are_not_scikit_learns_own_have_their_say() -> None:
+    in_turn()
+    forest = RandomForestClassifier(5, random_state=0).fit(X, CLASSES)
+    plain = forest.predict_proba(X)
+    for tree in forest.estimators_[:2]:
+        tree.__class__ = OwnTree
+    others = [1 - forest.estimators_[n].tree_.predict(X.astype(np.float32)) for n in (0, 1)]
+    trees = others + [tree.predict_proba(X) for tree in forest.estimators_[2:]]
+    np.testing.assert_allclose(forest.predict_proba(X), sum(trees) / 5)
+    assert not np.allclose(forest.predict_proba(X), plain)
+
+
+def test_where_the_inner_tree_has_something_else_its_estimator_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before release 1.3 it had how many samples of each class a leaf has."""
+    predict_proba = DecisionTreeClassifier.predict_proba
+    monkeypatch.setattr(
+        DecisionTreeClassifier, "predict_proba", lambda *args, **named: predict_proba(*args, **named) * 3
+    )
+    in_turn()
+    assert forests._accumulate_prediction is ORIGINAL._accumulate_prediction
+    assert forests.Parallel is not Parallel
 
 
 def as_list(found: Any) -> list[Any]:
