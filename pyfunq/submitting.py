@@ -210,7 +210,7 @@ def _may_go_early(jobs: Sequence[NewJob]) -> bool:
 def _tell(
     jobs: Sequence[NewJob], others: Mapping[UUID, UUID | None], committed: asyncio.Future[dict[UUID, UUID]]
 ) -> None:
-    mine = {job.id: others[job.id] for job in jobs if job.id in others}
+    mine = {job.id: others[job.id] for job in jobs if job.id in others} if others else {}
     if None in mine.values():
         committed.set_exception(IdempotencyConflict())
     else:

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from pyfunq.errors import LedgerUnavailable
+from pyfunq.ids import ids_of
 from pyfunq.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class FinishedJobs:
                         if message["type"] == "subscribe":
                             self._listening.set()
                         elif message["type"] == "message":
-                            self._wake(_ids(message["data"]))
+                            self._wake(ids_of(message["data"]))
             except (RedisError, OSError) as exc:
                 log.debug("no wake-ups while Redis is away (%s); polling goes on", type(exc).__name__)
             finally:
@@ -153,10 +154,6 @@ class FinishedJobs:
 
 def _tell_nothing(_: UUID, future: "asyncio.Future[None]") -> None:
     future.set_result(None)
-
-
-def _ids(payload: bytes) -> list[UUID]:
-    return [UUID(bytes=payload[i : i + 16]) for i in range(0, len(payload) - 15, 16)]
 
 
 def announcement(ids: Iterable[UUID]) -> bytes:
