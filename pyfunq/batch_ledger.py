@@ -12,7 +12,7 @@ import asyncpg
 from pyfunq.cut import Cut
 from pyfunq.entries import StoredResult
 from pyfunq.errors import UnknownBatch
-from pyfunq.job import Batch, JobError, JobStatus
+from pyfunq.job import STATUSES, Batch, JobError, JobStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def _batch(row: asyncpg.Record, counted: Mapping[JobStatus, asyncpg.Record]) -> 
 
 def stored_of(row: asyncpg.Record) -> StoredResult:
     return StoredResult(
-        status=JobStatus(row["status"]), format=row["result_format"], payload=row["result"], error=error_of(row)
+        status=STATUSES[row["status"]], format=row["result_format"], payload=row["result"], error=error_of(row)
     )
 
 

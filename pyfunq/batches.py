@@ -364,7 +364,7 @@ def batch_id_of(batch: Batch | UUID | str) -> UUID:
 def valid_lane(lane: Lane | str) -> Lane:
     """Raises InvalidInput."""
     try:
-        return Lane(lane)
+        return lane if type(lane) is Lane else Lane(lane)
     except ValueError:
         raise InvalidInput(f"lane is one of {', '.join(Lane)}", field="lane") from None
 

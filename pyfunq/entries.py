@@ -197,8 +197,7 @@ class Outcome(NamedTuple):
     error: JobError | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredResult:
+class StoredResult(NamedTuple):
     """A job's end as stored; `format` and `payload` are set when it succeeded."""
 
     status: JobStatus

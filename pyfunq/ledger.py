@@ -23,7 +23,7 @@ from pyfunq.entries import (
     not_needed,
 )
 from pyfunq.errors import LedgerUnavailable, MigrationNeeded, UnknownJob
-from pyfunq.job import Job, JobError, JobStatus
+from pyfunq.job import STATUSES, Job, JobError, JobStatus, job_of
 from pyfunq.key_ledger import KeyLedger
 from pyfunq.lanes import lane_of, queues_of
 from pyfunq.metric_ledger import MetricLedger
@@ -461,7 +461,7 @@ def _job(row: Mapping[str, Any]) -> Job:
     fields = dict(row)
     fields["metadata"] = None if fields["metadata"] is None else orjson.loads(fields["metadata"])
     code, message = fields.pop("error_code"), fields.pop("error_message")
-    fields["status"] = JobStatus(fields["status"])
+    fields["status"] = STATUSES[fields["status"]]
     fields["lane"] = lane_of(fields.pop("queue"))
     fields["error"] = None if code is None else JobError(code=code, message=message)
-    return Job(**fields)
+    return job_of(**fields)

@@ -9,7 +9,7 @@ import orjson
 from pyfunq.entries import NewJob
 from pyfunq.errors import UnknownJob
 from pyfunq.ids import id_time
-from pyfunq.job import Job, JobStatus
+from pyfunq.job import Job, JobStatus, job_of
 from pyfunq.lanes import lane_of
 
 
@@ -40,7 +40,7 @@ class SubmittedJobs(Sequence[Job]):
 
 
 def as_job(job: NewJob, tenant: str | None = None) -> Job:
-    return Job(
+    return job_of(
         id=job.id,
         status=JobStatus.QUEUED,
         model_uri=job.model_uri,

@@ -34,6 +34,7 @@ def test_ids_grow_and_have_their_time() -> None:
     assert made == sorted(made)
     assert len(set(made)) == 1_000
     assert before - timedelta(milliseconds=1) <= id_time(made[0]) <= datetime.now(UTC)
+    assert oldest_id_at(-5).int == 0
     assert oldest_id_at(time.time() - 1) < made[0] < oldest_id_at(time.time() + 1)
 
 

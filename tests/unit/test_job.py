@@ -1,13 +1,16 @@
 """The words: statuses, transitions, batches."""
 
+import copy
+import pickle
+from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from pyfunq.errors import PyFunQError
-from pyfunq.ids import id_time, new_id, oldest_id_at
-from pyfunq.job import TRANSITIONS, Batch, JobError, JobStatus
+from pyfunq.ids import new_id
+from pyfunq.job import STATUSES, TRANSITIONS, Batch, Job, JobError, JobStatus, job_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -53,17 +56,6 @@ def test_a_batch_is_final_when_all_of_it_is_submitted_and_final(change: dict[str
     assert batch(**change).is_final is final
 
 
-def test_ids_sort_by_time_and_tell_it() -> None:
-    before = datetime.now(UTC).timestamp()
-    ids = [new_id() for _ in range(1000)]
-    after = datetime.now(UTC).timestamp()
-    assert ids == sorted(ids)
-    assert len(set(ids)) == 1000
-    assert before - 0.002 <= id_time(ids[0]).timestamp() <= after
-    assert oldest_id_at(before - 1) < ids[0] < oldest_id_at(after + 1)
-    assert oldest_id_at(-5).int == 0
-
-
 def test_every_error_has_a_code_of_its_own_and_a_text() -> None:
     def below(kind: type[PyFunQError]) -> list[type[PyFunQError]]:
         return [kind, *(k for sub in kind.__subclasses__() for k in below(sub))]
@@ -72,3 +64,24 @@ def test_every_error_has_a_code_of_its_own_and_a_text() -> None:
     assert len({kind.code for kind in kinds}) == len(kinds)
     assert all(kind().message for kind in kinds)
     assert {kind.fault for kind in kinds} <= {"caller", "model", "operator", "dependency"}
+
+
+def test_a_job_that_is_made_quickly_is_a_job() -> None:
+    known = {"id": new_id(), "status": JobStatus.QUEUED, "model_uri": "models:/m/1", "lane": "bulk", "rows": 2}
+    known |= {"attempt": 1, "max_attempts": 3, "created_at": datetime.now(UTC)}
+    for more in ({}, {"retries": 4, "worker": "w", "metadata": {"a": 1}}):
+        quick, plain = job_of(**known, **more), Job(**known, **more)
+        assert (type(quick), quick, repr(quick), hash(quick.id)) == (Job, plain, repr(plain), hash(plain.id))
+        assert pickle.loads(pickle.dumps(quick)) == copy.deepcopy(quick) == plain
+        assert replace(quick, rows=3) == replace(plain, rows=3) != quick
+        with pytest.raises(FrozenInstanceError):
+            quick.rows = 3
+    with pytest.raises(TypeError, match="created_at"):
+        job_of(**{name: value for name, value in known.items() if name != "created_at"})
+    with pytest.raises(TypeError, match="colour"):
+        job_of(**known, colour="red")
+
+
+def test_statuses_go_by_their_names_in_the_ledger() -> None:
+    assert {name: JobStatus(name) for name in STATUSES} == STATUSES
+    assert set(STATUSES.values()) == set(JobStatus)
