@@ -11,9 +11,9 @@ from tests.chaos.cluster import PROCESSES, PRODUCERS, QUICK, WORKERS, Cluster
 from tests.chaos.faults import Attack
 from tests.chaos.host import TakenByHost
 from tests.chaos.load import JOBS_PER_SECOND
-from tests.chaos.verdict import SHOWN, Verdict, count_fenced, judge, quantiles
+from tests.chaos.verdict import RESCUE_LIMIT_SECONDS, SHOWN, Verdict, count_fenced, judge, quantiles
 
-SETTLE_SECONDS = 90.0
+SETTLE_SECONDS = 180.0
 _LATE_WRITES_SECONDS = 2.0
 
 
@@ -35,9 +35,11 @@ def main() -> int:
             attack.ended_by_themselves.extend(component.name for component in cluster.take_ended())
         finally:
             attack.give_up()
-        verdict = asyncio.run(
-            judge(cluster.settings.database, cluster.records, attack.blows, [*attack.outages, *host.spans])
+        away = [*attack.outages, *host.spans]
+        judging = judge(
+            cluster.settings.database, cluster.records, attack.blows, away, late_seconds=arguments.rescue_seconds
         )
+        verdict = asyncio.run(judging)
         verdict.fenced = count_fenced(cluster.state.logs)
         for name in attack.ended_by_themselves:
             verdict.against("ended by itself", None, name)
@@ -52,6 +54,12 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="of faults; starting and settling come on top")
     parser.add_argument("--seed", type=int, default=None, help="chooses the faults (default: a new one)")
+    parser.add_argument(
+        "--rescue-seconds",
+        type=float,
+        default=RESCUE_LIMIT_SECONDS,
+        help="what is taken again later than this was rescued late (default: %(default)g; a busy machine needs more)",
+    )
     parser.add_argument("--keep", action="store_true", help="leave the state directory with the logs")
     parser.add_argument("--keep-failed", action="store_true", help="leave it when something was wrong")
     arguments = parser.parse_args()
@@ -66,6 +74,7 @@ def _report(
     _title("run")
     _line("seed", arguments.seed)
     _line("fault minutes", f"{arguments.minutes:g}")
+    _line("seconds after which a rescue is late", f"{arguments.rescue_seconds:g}")
     _line("workers × processes, producers", f"{WORKERS} × {PROCESSES}, {PRODUCERS}")
     _line("jobs a second, aimed at", f"{PRODUCERS * JOBS_PER_SECOND:.0f}")
     for name, value in QUICK.items():

@@ -65,8 +65,8 @@ class Bench:
         await self.succeed(job_id, answer("alpha", 1, x))
         return job_id
 
-    async def judge(self, *blows: Blow, outages: Sequence[tuple[float, float]] = ()) -> Verdict:
-        return await judge(self.url, self.records, blows, outages)
+    async def judge(self, *blows: Blow, outages: Sequence[tuple[float, float]] = (), **options: float) -> Verdict:
+        return await judge(self.url, self.records, blows, outages, **options)
 
 
 @pytest.fixture
@@ -147,3 +147,4 @@ async def test_a_late_rescue_is_found(bench: Bench) -> None:
     verdict = await bench.judge(blow)
     assert verdict.rescues["kill -9 of a child"][0] > RESCUE_LIMIT_SECONDS
     assert [job_id] == [found for found, _ in verdict.violations["late"]]
+    assert (await bench.judge(blow, late_seconds=35.0)).clean

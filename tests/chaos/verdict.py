@@ -118,7 +118,14 @@ async def install(database_url: str) -> None:
         await connection.close()
 
 
-async def judge(database_url: str, records: Path, blows: Sequence[Blow], outages: Sequence[Span]) -> Verdict:
+async def judge(
+    database_url: str,
+    records: Path,
+    blows: Sequence[Blow],
+    outages: Sequence[Span],
+    *,
+    late_seconds: float = RESCUE_LIMIT_SECONDS,
+) -> Verdict:
     """Reads what the producers wrote in `records` and what the ledger holds."""
     verdict = Verdict()
     submitted = _read(records, verdict)
@@ -140,7 +147,7 @@ async def judge(database_url: str, records: Path, blows: Sequence[Blow], outages
     moves: dict[UUID, list[asyncpg.Record]] = defaultdict(list)
     for move in history:
         moves[move["job_id"]].append(move)
-    _measure(verdict, moves, {w["id"]: w["pid"] for w in workers}, blows, outages)
+    _measure(verdict, moves, {w["id"]: w["pid"] for w in workers}, blows, outages, late_seconds)
     _tell_histories(verdict, moves)
     return verdict
 
@@ -239,6 +246,7 @@ def _measure(
     pids: dict[UUID, int],
     blows: Sequence[Blow],
     outages: Sequence[Span],
+    late_seconds: float,
 ) -> None:
     """From each kill or stop of a process to what next became of the jobs that it was running."""
     for job_id, steps in moves.items():
@@ -251,7 +259,7 @@ def _measure(
             if blow is not None and ended is not None:
                 seconds = ended - blow.at - _overlap((blow.at, ended), outages)
                 verdict.rescues[blow.kind].append(seconds)
-                if seconds > RESCUE_LIMIT_SECONDS:
+                if seconds > late_seconds:
                     verdict.against("late", job_id, f"rescued after {seconds:.1f} s: {blow.kind}")
 
 
