@@ -112,7 +112,7 @@ class Job:
         return self.status.is_final
 
 
-# What cannot be changed sets its fields by a call each, which for a job takes three times as long as all else.
+# What cannot be changed sets its fields by a call each, which for a job takes three times as long.
 _Unfrozen = make_dataclass(
     "_Unfrozen",
     [(f.name, f.type, field(default=f.default)) for f in fields(Job)],

@@ -16,7 +16,7 @@ def in_turn() -> None:
 
     They leave it to joblib, and give it with each tree their configuration and the warning filters, which it sets for
     that tree and resets; and each tree looks whether it was fitted and has as many columns, which the forest has done.
-    That is three quarters of the time of a call of 100 trees with 64 rows. In the calling thread all of it holds.
+    That is two thirds of the time of a call of 100 trees with 64 rows. In the calling thread all of it holds.
     """
     forests, parallel = sys.modules.get("sklearn.ensemble._forest"), sys.modules.get("sklearn.utils.parallel")
     if forests is None or parallel is None or getattr(forests, "Parallel", None) is not parallel.Parallel:

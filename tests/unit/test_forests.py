@@ -114,7 +114,7 @@ def test_trees_that_are_not_scikit_learns_own_have_their_say() -> None:
 
 
 def test_where_the_inner_tree_has_something_else_its_estimator_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before release 1.3 it had how many samples of each class a leaf has."""
+    """In older releases it had how many samples of each class a leaf has."""
     predict_proba = DecisionTreeClassifier.predict_proba
     monkeypatch.setattr(
         DecisionTreeClassifier, "predict_proba", lambda *args, **named: predict_proba(*args, **named) * 3
