@@ -9,26 +9,38 @@ import orjson
 from pyfunq.entries import NewJob
 from pyfunq.errors import UnknownJob
 from pyfunq.ids import id_time
+from pyfunq.inputs import EncodedInput
 from pyfunq.job import Job, JobStatus, job_of
 from pyfunq.lanes import lane_of
 
 
 class SubmittedJobs(Sequence[Job]):
-    """Jobs as they were submitted, each made when it is looked at: who submits many may not look at any."""
+    """The jobs of one submit, each made when it is looked at: who submits many may not look at any.
+
+    They are alike but for ids and rows. Their inputs are not kept: a producer may keep millions of jobs to wait for.
+    """
 
     def __init__(self, jobs: Sequence[NewJob]) -> None:
-        self._jobs = jobs
+        self._like = jobs[0]._replace(input=_NO_INPUT, request=b"") if jobs else None
+        self._ids = [job.id for job in jobs]
+        self._rows = [job.input.rows for job in jobs]
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._ids)
 
     @overload
     def __getitem__(self, index: int) -> Job: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[Job]: ...
     def __getitem__(self, index: int | slice) -> Job | Sequence[Job]:
-        found = self._jobs[index]
-        return SubmittedJobs(found) if isinstance(index, slice) else as_job(found)  # type: ignore[arg-type]
+        if isinstance(index, slice):
+            part = SubmittedJobs(())
+            part._like, part._ids, part._rows = self._like, self._ids[index], self._rows[index]
+            return part
+        if self._like is None:
+            raise IndexError(index)
+        rows = self._like.input._replace(rows=self._rows[index])
+        return as_job(self._like._replace(id=self._ids[index], input=rows))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -37,6 +49,9 @@ class SubmittedJobs(Sequence[Job]):
 
     def __repr__(self) -> str:
         return repr(list(self))
+
+
+_NO_INPUT = EncodedInput("split", b"", None, 0)
 
 
 def as_job(job: NewJob, tenant: str | None = None) -> Job:

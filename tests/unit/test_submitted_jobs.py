@@ -1,5 +1,6 @@
 """The jobs that a submit returns: a sequence whose jobs are made when they are looked at."""
 
+import pickle
 from datetime import UTC, datetime
 
 import pytest
@@ -10,18 +11,19 @@ from pyfunq.inputs import EncodedInput
 from pyfunq.job import Job, JobStatus
 from pyfunq.submitted import SubmittedJobs
 
+BATCH = new_id()
 SOON = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 def new_job(n: int, queue: str = "interactive") -> NewJob:
     return NewJob(
         id=new_id(),
-        model_uri=f"models:/a/{n}",
-        input=EncodedInput(format="split", payload=b"{}", params=None, rows=n + 1),
+        model_uri="models:/a/1",
+        input=EncodedInput(format="split", payload=b"{}" * 1_000, params=b"{}", rows=n + 1),
         queue=queue,
         max_attempts=3,
         expires_at=SOON,
-        batch_id=new_id(),
+        batch_id=BATCH,
         timeout_seconds=7.5,
         retries=2,
     )
@@ -50,7 +52,7 @@ def test_a_job_is_what_was_submitted(new: list[NewJob], jobs: SubmittedJobs) -> 
         expires_at=SOON,
         timeout_seconds=7.5,
         retries=2,
-        batch_id=new[1].batch_id,
+        batch_id=BATCH,
     )
 
 
@@ -94,3 +96,14 @@ def test_it_equals_a_list_of_its_jobs_and_no_other(new: list[NewJob], jobs: Subm
 )
 def test_a_job_has_the_lane_of_its_queue(queue: str, lane: str) -> None:
     assert SubmittedJobs([new_job(0, queue)])[0].lane == lane
+
+
+def test_it_keeps_no_inputs(new: list[NewJob], jobs: SubmittedJobs) -> None:
+    """A million jobs that somebody waits for later are some megabytes."""
+    assert len(pickle.dumps(jobs)) < len(new[0].input.payload)
+
+
+def test_there_is_nothing_in_none() -> None:
+    with pytest.raises(IndexError):
+        SubmittedJobs([])[0]
+    assert list(SubmittedJobs([])[1:]) == []
