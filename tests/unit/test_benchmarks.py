@@ -13,6 +13,8 @@ from benchmarks.failure import BenchmarkFailed
 from benchmarks.figures import Workload, largest_deviation, percentile, read_figures, write_figures
 from benchmarks.models import check
 from benchmarks.report import AT_ONCE, BEFOREHAND, PLAIN_CELERY, cell, markdown, shown, spread, times_baseline
+from benchmarks.stamped import Stamps
+from benchmarks.step import medians, read_stamps, steps_of
 from benchmarks.workloads import Sizes
 
 
@@ -219,3 +221,48 @@ def test_options_say_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> No
 def test_the_command_of_a_run_names_no_place_of_its_machine() -> None:
     words = ["--only", "a,b", "--venvs", "/home/me/venvs", "--results=/elsewhere", "--rounds", "1"]
     assert command(words) == "python -m benchmarks --only a,b --rounds 1"
+
+
+WHOLE = [
+    *("submit", "message", "claim", "claimed", "claim", "committed"),
+    *("claimed", "predicted", "recorded", "announced", "ask", "answered"),
+]
+
+
+def stamps_of_steps(path: Path, *steps: dict[int, int]) -> None:
+    """A step takes 12 ms, a stamp each; `steps` say of how many jobs those are that have any, by their places."""
+    lines = [
+        f"{(12 * step + place) / 1000:.6f} {name} {jobs.get(place, 0)}"
+        for step, jobs in enumerate(steps)
+        for place, name in enumerate(WHOLE)
+    ]
+    path.write_text("\n".join(reversed(lines)))
+
+
+def test_a_step_is_measured_from_stamp_to_stamp(tmp_path: Path) -> None:
+    together = {0: 64, 3: 0, 6: 64}
+    stamps_of_steps(tmp_path / "stamps", together, together, {0: 64})
+    found = medians(steps_of(read_stamps(tmp_path / "stamps"), 64))
+    assert found["a step"] == pytest.approx(12)
+    assert found["they are claimed"] == pytest.approx(2)  # by the claim that found them
+    assert found["it asks for them; where they were not there yet, again"] == pytest.approx(3)
+    assert found["the callers have them, and have submitted their next jobs"] == pytest.approx(1)
+
+
+def test_only_steps_of_all_callers_count(tmp_path: Path) -> None:
+    stamps_of_steps(tmp_path / "stamps", {0: 64, 6: 64}, {0: 60, 6: 64}, {0: 64, 3: 4, 6: 60}, {0: 64, 6: 64})
+    steps = steps_of(read_stamps(tmp_path / "stamps"), 64)
+    assert [step["submit"] for step in steps] == [0.0]  # nobody knows where the last one ends
+
+
+async def test_stamps_say_when_a_method_began_and_ended_and_of_how_many(tmp_path: Path) -> None:
+    class Ledger:
+        async def submit(self, jobs: list[int]) -> dict[int, int]:
+            return {}
+
+    stamps = Stamps(str(tmp_path / "stamps"))
+    stamps.coroutine(Ledger, "submit", "submit", "committed")
+    assert await Ledger().submit([1, 2, 3]) == {}
+    begun, ended = read_stamps(tmp_path / "stamps")
+    assert (begun.name, begun.jobs, ended.name, ended.jobs) == ("submit", 3, "committed", 0)
+    assert begun.seconds <= ended.seconds
