@@ -554,10 +554,33 @@ RETURNING id
 
 -- name: pages_without_message
 -- Pages older than their queue's boundary ($2, by $1) with jobs that are due: of those that go first ($3), or of the
--- others. For all queues at once: what waits in one is read only once.
-SELECT page_id FROM job JOIN unnest($1::text[], $2::uuid[]) AS oldest (queue, boundary) USING (queue)
-WHERE status = 'queued' AND page_id < (SELECT max(b::text)::uuid FROM unnest($2::uuid[]) AS b) AND page_id < boundary
-  AND (crashes = 1) = $3 AND (not_before IS NULL OR not_before <= now())
+-- others. Each queue and model is read up to the boundary only, for a long queue is younger than its oldest message. A job
+-- younger than its page's id is found a little later, when the boundary has passed it.
+WITH RECURSIVE oldest AS (
+    SELECT * FROM unnest($1::text[], $2::uuid[]) AS o (queue, boundary)
+), line AS (
+    SELECT queue, boundary, (SELECT model_uri FROM job WHERE status = 'queued' AND crashes = 0 AND queue = oldest.queue
+                             ORDER BY model_uri LIMIT 1) AS model_uri
+    FROM oldest WHERE NOT $3
+    UNION ALL
+    SELECT queue, boundary, (SELECT model_uri FROM job WHERE status = 'queued' AND crashes = 0 AND queue = line.queue
+                             AND model_uri > line.model_uri ORDER BY model_uri LIMIT 1)
+    FROM line WHERE model_uri IS NOT NULL
+), lost AS (
+    -- IS TRUE, here and below: so that no plan takes the index on pages, in which all queues are.
+    -- OFFSET: so that job_queued_model is entered for each queue and model, and left at the boundary.
+    SELECT page_id, not_before FROM line CROSS JOIN LATERAL (
+        SELECT page_id, not_before FROM job
+        WHERE status = 'queued' AND crashes = 0 AND queue = line.queue AND model_uri = line.model_uri
+          AND id < boundary AND (page_id < boundary) IS TRUE
+        OFFSET 0
+    ) AS waiting
+    UNION ALL
+    SELECT page_id, not_before
+    FROM oldest JOIN job USING (queue)
+    WHERE status = 'queued' AND crashes > 0 AND (crashes = 1) = $3 AND (page_id < boundary) IS TRUE
+)
+SELECT page_id FROM lost WHERE not_before IS NULL OR not_before <= now()
 GROUP BY page_id
 ORDER BY page_id
 LIMIT 1000

@@ -15,6 +15,7 @@ _WHOLE = {
     ("count_states", "job_dead"),
     ("count_states", "job_running"),
     ("list_jobs", "job_pkey"),
+    ("pages_without_message", "job_queued_crashed"),
     ("purge_dead", "job_dead"),
     ("queue_state", "job_queued_model"),
     ("repage", "job_queued_page"),
