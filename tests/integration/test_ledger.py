@@ -257,6 +257,27 @@ async def test_pages_without_message_move_to_new_pages(ledger: Ledger) -> None:
     assert len(await ledger.claim(moved.id, worker, **caps)) == 2
 
 
+async def test_pages_without_message_are_found_of_every_model_and_of_what_crashed(ledger: Ledger) -> None:
+    pages = [await submit(ledger, new_job(f"models:/m{n}/1")) for n in range(3)]
+    crashing = await submit(ledger, new_job("models:/m3/1"))
+    boundaries = {Lane.INTERACTIVE: new_id(), Lane.BULK: new_id()}
+    worker = await living_worker(ledger)
+
+    async def crash(page: UUID) -> UUID:
+        (ends,) = (await ledger.crash(worker, await ledger.claim(page, worker, **CAPS), [new_id()], "hung")).values()
+        return ends.page_id
+
+    once = await crash(crashing)
+    assert await ledger.pages_without_message(boundaries) == pages
+    later = {**boundaries, Lane.BULK: new_id()}
+    assert await ledger.pages_without_message(later, first=True) == [once]
+    assert await ledger.pages_without_message(boundaries, first=True) == [], "its new page is younger"
+    twice = await crash(once)
+    later = {**boundaries, Lane.BULK: new_id()}
+    assert await ledger.pages_without_message(later) == [*pages, twice]
+    assert await ledger.pages_without_message(later, first=True) == []
+
+
 async def test_a_uri_comes_to_stand_for_another_version(ledger: Ledger) -> None:
     uri = "models:/iris@champion"
     one = ModelVersion(name="iris", version="1", created_ms=1, source="models:/m-1", run_id="r1", experiment_id="e1")
